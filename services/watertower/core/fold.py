@@ -1,0 +1,167 @@
+"""The fold: where exactness is decided.
+
+A projector owns whole partitions and works through each strictly in sequence. One flush covers whole records. In this order it
+  1. reads the touched edges, *then* the touched shards, fresh           (`touched` names them)
+  2. folds                                                               (`fold`, pure)
+  3. writes every touched shard and list row                            (`Flush.shards`, `Flush.lists`)
+  4. when those are acknowledged, writes the edges that changed          (`Flush.edges`)
+  5. when those are acknowledged, writes progress                        (`Flush.progress`)
+  6. publishes every touched shard and the covered ranges on the feed    (`Flush.published`); only then is the offset committed.
+
+Why the order, which is the reverse of the reads: a replay skips what an edge already shows, so an edge must never be ahead of what
+it should have moved; and if another owner's edge is seen, the shards it wrote earlier are seen too.
+
+Why a value written twice, late or by a former owner does no harm: every row is a deterministic function of a prefix of the log,
+stored with the position of that prefix in the same cell. Such a write either equals the row or loses to a newer one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from watertower.core.buckets import bucket_of, is_boundary
+from watertower.core.edge import wins
+from watertower.core.model import (
+    KINDS,
+    NO_SHARD,
+    Crossing,
+    Edge,
+    EdgeKey,
+    ListChange,
+    ListKey,
+    Progress,
+    Record,
+    Shard,
+    ShardKey,
+)
+
+_SUBJECT_METRIC = {int(kind): int(rule.subject_metric) for kind, rule in KINDS.items()}
+_ACTOR_METRIC = {int(kind): int(rule.actor_metric) for kind, rule in KINDS.items()}
+
+
+class ShardBehindEdge(Exception):
+    """An edge is ahead of a shard that it moved. The store broke a promise; the partition must stop.
+
+    From "touched means written, shards before edges, edges read before shards" follows that an edge's position is never past the
+    freshly read position of its shards. Where that fails, rows were lost or read stale, and counting on would make it worse.
+    """
+
+    def __init__(self, edge: EdgeKey, edge_offset: int, shard: ShardKey, shard_offset: int) -> None:
+        super().__init__(f"edge {edge} is at offset {edge_offset} but its shard {shard} only at {shard_offset}")
+        self.edge, self.shard = edge, shard
+        self.edge_offset, self.shard_offset = edge_offset, shard_offset
+
+
+class Touched(NamedTuple):
+    """The rows that a flush must read, each once, in order of first use. Read `edges` first."""
+
+    edges: list[EdgeKey]
+    shards: list[ShardKey]
+
+
+class Flush(NamedTuple):
+    """What a flush writes and publishes."""
+
+    shards: dict[ShardKey, Shard]  # absolute values at their partition's `end`
+    lists: dict[ListKey, ListChange]
+    edges: dict[EdgeKey, Edge]
+    progress: dict[int, Progress]
+    published: dict[ShardKey, Shard]  # every touched shard, also those found already at or past `end`
+
+
+class _Running:
+    """A shard while the flush adds to it."""
+
+    __slots__ = ("counted_from", "crossings", "gained", "value")
+
+    def __init__(self, shard: Shard) -> None:
+        self.value, self.gained, self.crossings, self.counted_from = shard
+
+
+def touched(records: Iterable[Record]) -> Touched:
+    """Every edge and every shard that the records' events belong to."""
+    edges: dict[EdgeKey, None] = {}
+    shards: dict[ShardKey, None] = {}
+    for partition, _, _, _, (actors, kinds, subjects, refs, _, _) in records:
+        edges.update(dict.fromkeys(zip(actors, kinds, subjects, refs, strict=True)))
+        for actor, kind, subject in zip(actors, kinds, subjects, strict=True):
+            shards[subject, _SUBJECT_METRIC[kind], partition] = None
+            shards[actor, _ACTOR_METRIC[kind], partition] = None
+    return Touched(list(edges), list(shards))
+
+
+def fold(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mapping[ShardKey, Shard]) -> Flush:
+    """Folds whole records, of any number of partitions, each partition's in order of offset, into one flush.
+
+    `edges` and `shards` are the rows that `touched` named, as read (absent where there is no row). Raises ShardBehindEdge when
+    they contradict each other.
+    """
+    progress = {r.partition: Progress(r.offset, r.record_id, r.appended_at) for r in records}
+    running: dict[ShardKey, _Running] = {}
+    changed: dict[EdgeKey, Edge] = {}
+    lists: dict[ListKey, ListChange] = {}
+
+    for partition, offset, _, _, batch in records:
+        for index, (actor, kind, subject, ref, active, at) in enumerate(zip(*batch, strict=True)):
+            edge_key = (actor, kind, subject, ref)
+            subject_key = (subject, _SUBJECT_METRIC[kind], partition)
+            actor_key = (actor, _ACTOR_METRIC[kind], partition)
+            of_subject = running.get(subject_key)
+            if of_subject is None:
+                of_subject = running[subject_key] = _Running(shards.get(subject_key, NO_SHARD))
+            of_actor = running.get(actor_key)
+            if of_actor is None:
+                of_actor = running[actor_key] = _Running(shards.get(actor_key, NO_SHARD))
+
+            current = edges.get(edge_key)
+            if current is not None:
+                if current.offset > of_subject.counted_from:
+                    raise ShardBehindEdge(edge_key, current.offset, subject_key, of_subject.counted_from)
+                if current.offset > of_actor.counted_from:
+                    raise ShardBehindEdge(edge_key, current.offset, actor_key, of_actor.counted_from)
+                if offset <= current.offset:
+                    continue  # the edge already shows it
+            current = changed.get(edge_key, current)
+            if not wins(bool(active), at, current):
+                continue
+
+            was_active = current is not None and current.active
+            if active:
+                if was_active and current is not None:
+                    # Set ACTIVE again, later: no count moves, the row moves up within its bucket.
+                    bucket = current.bucket
+                    lists[subject, kind, partition, bucket, current.occurred_at, actor, ref] = ListChange(False, offset)
+                else:
+                    bucket = bucket_of(of_subject.crossings, offset, index)
+                    _add(of_subject, +1, offset, index)
+                    _add(of_actor, +1, offset, index)
+                lists[subject, kind, partition, bucket, at, actor, ref] = ListChange(True, offset)
+            else:
+                bucket = 0
+                if was_active and current is not None:
+                    lists[subject, kind, partition, current.bucket, current.occurred_at, actor, ref] = ListChange(False, offset)
+                    _add(of_subject, -1, offset, index)
+                    _add(of_actor, -1, offset, index)
+            changed[edge_key] = Edge(bool(active), at, bucket, offset)
+
+    written: dict[ShardKey, Shard] = {}
+    published: dict[ShardKey, Shard] = {}
+    for key, shard in running.items():
+        end = progress[key[2]].end
+        if shard.counted_from >= end:
+            published[key] = shards[key]
+        else:
+            # Also when the net change is zero: "touched means written" is what the skip rule of a replay relies on.
+            published[key] = written[key] = Shard(shard.value, shard.gained, shard.crossings, end)
+    return Flush(written, lists, changed, progress, published)
+
+
+def _add(shard: _Running, delta: int, offset: int, index: int) -> None:
+    """Adds a transition to a shard, unless the value read already contains it."""
+    if offset <= shard.counted_from:
+        return
+    shard.value += delta
+    if delta > 0:
+        shard.gained += 1
+        if is_boundary(shard.gained):
+            crossing: Crossing = (offset, index)
+            shard.crossings = (*shard.crossings, crossing)
