@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+MESSAGE_VIOLATIONS_MAX = 5
+"""Broken rules that the message of a refusal spells out."""
+
 
 class BackendUnavailable(Exception):
     """The log or the store did not do it now; trying again may help."""
@@ -68,6 +71,7 @@ class Reason(Enum):
     READS_FULL = _Entry(Status.RESOURCE_EXHAUSTED, "too many store reads are waiting; repeat the call later")
     LOG_UNAVAILABLE = _Entry(Status.UNAVAILABLE, "the log cannot be written now; repeat the call later")
     STORE_UNAVAILABLE = _Entry(Status.UNAVAILABLE, "the store cannot be read now; repeat the call later")
+    DEADLINE_PASSED = _Entry(Status.DEADLINE_EXCEEDED, "the deadline passed while the call waited; repeat the call with more time")
     STOPPING = _Entry(Status.UNAVAILABLE, "the service is stopping; repeat the call, it will reach another process")
 
     @property
@@ -83,7 +87,7 @@ class Reason(Enum):
 class Violation(NamedTuple):
     """One broken rule."""
 
-    field: str  # path in the request, as in "events[3].actor"
+    field: str  # path in the request, as in "events[3].actor"; empty for the message as a whole
     reason: Reason
 
 
@@ -98,7 +102,10 @@ class CallRefused(Exception):
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s
         if self.violations:
-            message = "; ".join(f"{v.field} {v.reason.rule}" for v in self.violations)
+            # Bounded, because it travels in a header: a peer drops headers of more than 8 KiB.
+            message = "; ".join(f"{v.field} {v.reason.rule}".lstrip() for v in self.violations[:MESSAGE_VIOLATIONS_MAX])
+            if len(self.violations) > MESSAGE_VIOLATIONS_MAX:
+                message += f"; and {len(self.violations) - MESSAGE_VIOLATIONS_MAX} more"
         else:
             message = reason.rule
         super().__init__(f"{message} ({detail})" if detail else message)
