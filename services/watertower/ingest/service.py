@@ -1,0 +1,73 @@
+"""EngagementWriter: validates, routes, coalesces, appends; acknowledges only what the log holds durably."""
+
+import math
+from typing import Any
+
+import grpc
+import structlog
+
+from watertower.config import IngestSettings
+from watertower.core.positions import Position, encode_position
+from watertower.errors import CallRefused, Reason
+from watertower.ingest.appender import Appender
+from watertower.ingest.batcher import Batcher
+from watertower.ingest.events import events_of
+from watertower.ports import Clock, LogWriter
+from watertower.rpc import service_handler
+from watertower.v1.writer_pb2 import DESCRIPTOR, RecordEventsRequest, RecordEventsResponse
+from watertower.validation import EVENTS_MAX
+
+SERVICE: str = DESCRIPTOR.services_by_name["EngagementWriter"].full_name
+
+
+class IngestService:
+    """The write side of the API on top of a log. One event loop runs it."""
+
+    def __init__(self, log: LogWriter, settings: IngestSettings, clock: Clock, generation: int = 1) -> None:
+        """`generation` of the rows that are made from the log: part of every write token."""
+        self._partitions = log.identity.partitions
+        self._clock = clock
+        self._generation = generation
+        self._ahead_us_max = settings.clock_ahead_ms_max * 1_000
+        self._retry_after_s = settings.retry_after_ms / 1_000
+        self._batcher = Batcher(
+            self._partitions,
+            record_events_max=settings.record_events_max,
+            record_bytes_max=settings.record_bytes_max,
+            queue_events_max=settings.queue_events_max,
+            queue_bytes_max=settings.queue_bytes_max,
+            retry_after_s=self._retry_after_s,
+        )
+        self._appender = Appender(log, self._batcher, clock)
+        self._stopping = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What an RpcServer serves."""
+        return service_handler(
+            SERVICE,
+            {"RecordEvents": (RecordEventsRequest, self.record_events)},
+            structlog.get_logger("watertower.ingest"),
+            unavailable=Reason.LOG_UNAVAILABLE,
+            retry_after_s=self._retry_after_s,
+        )
+
+    async def record_events(
+        self, request: RecordEventsRequest, context: "grpc.aio.ServicerContext[RecordEventsRequest, RecordEventsResponse] | None" = None
+    ) -> RecordEventsResponse:
+        """EngagementWriter.RecordEvents. Raises CallRefused, BackendUnavailable."""
+        if self._stopping:
+            raise CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s)
+        # Before any work; the bytes are known only after it, so `append` looks again.
+        self._batcher.refuse_if_full(min(len(request.events), EVENTS_MAX))
+        parts = events_of(request, self._partitions, self._clock.now_us() + self._ahead_us_max)
+        offsets = await self._appender.append(parts, self._deadline_s(context))
+        return RecordEventsResponse(write_token=encode_position(Position(self._generation, offsets)))
+
+    async def drain(self) -> None:
+        """Refuses new calls with STOPPING and waits until everything that was taken in is answered for by the log."""
+        self._stopping = True
+        await self._appender.drained()
+
+    def _deadline_s(self, context: "grpc.aio.ServicerContext[Any, Any] | None") -> float:
+        remaining_s: float | None = None if context is None else context.time_remaining()
+        return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s
