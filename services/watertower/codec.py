@@ -1,9 +1,9 @@
 """Events and feed messages <-> bytes: Avro, in columns, versioned.
 
-A payload is a header and one Avro datum without its schema: 2 bytes of magic, 1 byte schema version, 4 bytes CRC-32 of the datum
-(little-endian; it starts from the version, so that it covers that too). The schema of a version is schemas/avro/NAME.vN.avsc, and never changes once it has been released: a new field is
-a new version with a default, so that version n + 1 reads what version n wrote. The checksum is there because a flipped bit in an
-id would otherwise be counted, on the wrong account.
+A payload is a header and one Avro datum without its schema. The header: 2 bytes of magic, 1 byte schema version, 4 bytes CRC-32
+(little-endian) of the datum, started from the version so that it covers that too. The checksum is there because a flipped bit in
+an id would otherwise be counted, on the wrong account. The schema of version N is schemas/avro/NAME.vN.avsc, and never changes once
+it has been released: a new field is a new version with a default, so that version n + 1 reads what version n wrote.
 
 Why columns, and a text column as one joined string: fastavro decodes 3 M strings/s from an array and 30 M/s when they are split from
 one string. Why no compression: zlib costs more time per event than everything else here, for a log that is dropped once it is applied.
