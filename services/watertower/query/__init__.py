@@ -1,0 +1,1 @@
+"""The query process: answers counts, edges and lists, counts from memory."""

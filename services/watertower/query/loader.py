@@ -1,0 +1,162 @@
+"""Reads of the store: bounded, in threads, and one per entity however many callers wait for it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from watertower import failpoints
+from watertower.core.model import Shard
+from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason
+from watertower.ports import Clock, StoreReader
+from watertower.query.cache import NEVER_LOADED, CountsCache, Entry, Load
+
+LOAD_ENTITIES_MAX = 100
+"""Entities that one hop into a thread reads: enough to make the hop cheap, few enough to share the threads."""
+
+T = TypeVar("T")
+
+
+class _Job:
+    """One hop into a thread: the load of some entities, or another read."""
+
+    __slots__ = ("done", "load", "read")
+
+    def __init__(self, read: Callable[[StoreReader], Any], load: Load | None) -> None:
+        self.read = read
+        self.load = load
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def reads(self) -> int:
+        return 1 if self.load is None else len(self.load.entities)
+
+
+class StoreReads:
+    """All reads of the store of one process. Belongs to one event loop; only the reads themselves run in threads.
+
+    At most `concurrent_max` hops are under way and `waiting_max` reads (of an entity, a list, a check) wait; a call that would need
+    more is refused with READS_FULL before anything is read. A load that waits takes further entities in, up to LOAD_ENTITIES_MAX.
+    """
+
+    def __init__(
+        self, reader: StoreReader, cache: CountsCache, clock: Clock, concurrent_max: int, waiting_max: int, retry_after_s: float
+    ) -> None:
+        self._reader, self._cache, self._clock = reader, cache, clock
+        self._concurrent_max, self._waiting_max, self._retry_after_s = concurrent_max, waiting_max, retry_after_s
+        self._pool = ThreadPoolExecutor(concurrent_max, "store-read")
+        self._queue: deque[_Job] = deque()
+        self._jobs: dict[Load, _Job] = {}  # the loads that wait or are under way
+        self._waiting = 0  # reads in the queue
+        self._under_way = 0  # hops
+        self._closed = False
+
+    async def load(self, entities: Sequence[str]) -> tuple[list[Entry], bool]:
+        """The entries of entities that the cache cannot serve, in place, after loading them; and whether all were loaded.
+
+        Where the store fails, what was known before is returned; where nothing was, its error is raised.
+        """
+        under_way = self._cache.under_way
+        self._admit(len({entity for entity in entities if under_way(entity) is None}))
+        entries: list[Entry] = []
+        jobs: dict[_Job, None] = {}
+        for entity in entities:
+            shared = under_way(entity)
+            if shared is None:
+                load = self._open_load()
+                shared = self._cache.register(entity, load), load
+                self._waiting += 1
+            entries.append(shared[0])
+            jobs[self._jobs[shared[1]]] = None
+        self._dispatch()
+        # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
+        await asyncio.wait([job.done for job in jobs])
+        errors = [error for job in jobs if (error := job.done.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, BackendUnavailable | BackendRefused) or any(entry.epoch == NEVER_LOADED for entry in entries):
+                raise error
+        return entries, not errors
+
+    async def read(self, read: Callable[[StoreReader], T]) -> T:
+        """What `read` returns, called in a thread. A caller that gives up while it waits spares the read."""
+        self._admit(1)
+        job = _Job(read, None)
+        self._queue.append(job)
+        self._waiting += 1
+        self._dispatch()
+        result: T = await job.done
+        return result
+
+    async def close(self) -> None:
+        """Refuses what waits and waits for what is under way."""
+        self._closed = True
+        while self._queue:
+            job = self._queue.popleft()
+            self._waiting -= job.reads
+            self._end(job, None, CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s))
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def _admit(self, reads: int) -> None:
+        if self._closed:
+            raise CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s)
+        if reads and self._waiting + reads > self._waiting_max:
+            raise CallRefused(Reason.READS_FULL, retry_after_s=self._retry_after_s)
+
+    def _open_load(self) -> Load:
+        """The load at the end of the queue, if there is one with room; else a new one there."""
+        last = self._queue[-1].load if self._queue else None
+        if last is not None and len(last.entities) < LOAD_ENTITIES_MAX:
+            return last
+        load = Load()
+
+        def read(reader: StoreReader) -> list[Mapping[tuple[int, int], Shard]]:
+            return [reader.read_entity(entity) for entity in load.entities]
+
+        job = self._jobs[load] = _Job(read, load)
+        self._queue.append(job)
+        return load
+
+    def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._queue and self._under_way < self._concurrent_max:
+            job = self._queue.popleft()
+            self._waiting -= job.reads
+            if job.done.cancelled():
+                continue
+            if job.load is not None:
+                self._cache.begin(job.load, self._clock.monotonic_s())
+            self._under_way += 1
+
+            def tell(future: "Future[Any]", job: _Job = job) -> None:
+                loop.call_soon_threadsafe(self._ended, job, future)
+
+            self._pool.submit(self._hop, job).add_done_callback(tell)
+
+    def _hop(self, job: _Job) -> Any:
+        """In a thread."""
+        failpoints.reach("query.before_load")
+        result = job.read(self._reader)
+        failpoints.reach("query.after_load")
+        return result
+
+    def _ended(self, job: _Job, future: "Future[Any]") -> None:
+        self._under_way -= 1
+        error = future.exception()
+        self._end(job, None if error is not None else future.result(), error)
+        self._dispatch()
+
+    def _end(self, job: _Job, result: Any, error: BaseException | None) -> None:
+        if job.load is not None:
+            del self._jobs[job.load]
+            if error is None:
+                self._cache.finish(job.load, result)
+            else:
+                self._cache.abandon(job.load)
+        if job.done.cancelled():
+            return
+        if error is None:
+            job.done.set_result(result)
+        else:
+            job.done.set_exception(error)
+            job.done.exception()  # seen: nobody may be waiting any more

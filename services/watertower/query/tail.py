@@ -1,0 +1,125 @@
+"""The tail of the counts feed: keeps the cache up to date, and knows how fresh that is.
+
+Steps: look at the feed (in a thread, decoding included), merge its messages into the cache (on the event loop, in slices, so that a big
+flush holds up no read), and then, message by message, move the claim of freshness on.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from structlog.typing import FilteringBoundLogger
+
+from watertower.core.model import Progress
+from watertower.core.positions import Position, encode_position
+from watertower.errors import BackendUnavailable
+from watertower.ports import Clock, FeedMessage, FeedReader, StoreReader
+from watertower.query.cache import CountsCache
+
+
+class Freshness(NamedTuple):
+    """What an answer may claim."""
+
+    as_of: int | None  # microseconds; everything acknowledged before is included; None: nothing is claimed
+    position: bytes  # a token of core/positions.py
+    stale: bool
+
+
+class FeedTail:
+    """One reader of the feed for one cache. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        reader: StoreReader,
+        feed: FeedReader,
+        cache: CountsCache,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        partitions: int,
+        stale_after_ms: int,
+    ) -> None:
+        self._reader, self._feed, self._cache, self._clock, self._log = reader, feed, cache, clock, log
+        self._stale_after_us = stale_after_ms * 1_000
+        self._generation = reader.identity.generation
+        self._ends = [-1] * partitions
+        self._as_of = [0] * partitions  # 0: never heard of
+        self._position = self.nothing.position  # what `_ends` say, encoded
+        self._pool = ThreadPoolExecutor(1, "feed-tail")
+        self.started = False
+
+    @property
+    def nothing(self) -> Freshness:
+        """What an answer of unknown age claims."""
+        return Freshness(None, encode_position(Position(self._generation, {})), True)
+
+    def freshness(self) -> Freshness:
+        """What an answer may claim that is read from now on, from the cache or from the store.
+
+        As of the partition that is furthest back; stale when that is further back than promised, or was never heard of.
+        """
+        as_of = min(self._as_of)
+        if not as_of:
+            return self.nothing._replace(position=self._position)
+        return Freshness(as_of, self._position, self._clock.now_us() - as_of > self._stale_after_us)
+
+    async def start(self) -> None:
+        """Takes its place at the feed's end. The rows as they are then stand for all messages before."""
+        progress = await asyncio.get_running_loop().run_in_executor(self._pool, self._begin)
+        for partition, (end, _, appended_at) in progress.items():
+            self._advance(partition, end, appended_at)
+        self._cache.miss()  # what was loaded before may be older than that
+        self.started = True
+
+    async def step(self) -> None:
+        """One look at the feed."""
+        for message in await asyncio.get_running_loop().run_in_executor(self._pool, self._poll):
+            for _ in self.take(message):
+                await asyncio.sleep(0)
+
+    async def run(self, interval_s: float) -> None:
+        """Steps for good. While the store cannot be read it goes on trying: the answers' as_of shows it."""
+        failing = False
+        while True:
+            try:
+                await self.step()
+            except BackendUnavailable as error:
+                if not failing:
+                    self._log.warning("feed.unavailable", error=str(error))
+                failing = True
+            else:
+                if failing:
+                    self._log.info("feed.available")
+                failing = False
+            await asyncio.sleep(interval_s)
+
+    def take(self, message: FeedMessage) -> Iterator[None]:
+        """Takes one message in; yields wherever reads may have their turn."""
+        if message.after > self._ends[message.partition]:
+            self._log.info("feed.gap", partition=message.partition, seen=self._ends[message.partition], after=message.after)
+            self._cache.miss()
+        yield from self._cache.apply(message)
+        # Only now: an answer in between must not claim entries that it does not have yet.
+        self._advance(message.partition, message.end, message.as_of)
+
+    async def close(self) -> None:
+        """Waits for the look that is under way."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def _begin(self) -> dict[int, Progress]:
+        """In the thread. The feed's end before the rows: what comes in between is in both, instead of in neither."""
+        self._feed.poll()
+        self._reader.catch_up()
+        return self._reader.read_progress()
+
+    def _poll(self) -> list[FeedMessage]:
+        """In the thread. Loads that begin from now on see at least what these messages say."""
+        self._reader.catch_up()
+        return self._feed.poll()
+
+    def _advance(self, partition: int, end: int, as_of: int) -> None:
+        self._as_of[partition] = max(self._as_of[partition], as_of)
+        if end > self._ends[partition]:
+            self._ends[partition] = end
+            offsets = {number: offset for number, offset in enumerate(self._ends) if offset >= 0}
+            self._position = encode_position(Position(self._generation, offsets))
