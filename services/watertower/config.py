@@ -175,10 +175,12 @@ def effective(settings: Settings, options: Mapping[str, Any]) -> list[EffectiveS
     return rows
 
 
-# Variables of the same prefix that steer tests and the supervisor's own children; they are no settings.
+# Variables of the same prefix that steer clients, tests and the supervisor's own children; they are no settings.
 _NOT_SETTINGS = {
     "WATERTOWER_REQUIRE_ENGINES",
     "WATERTOWER_TEST_DATA",
     "WATERTOWER_FAILPOINTS",
     "WATERTOWER_NOTIFY_FD",
+    "WATERTOWER_WRITE_TARGET",
+    "WATERTOWER_READ_TARGET",
 }

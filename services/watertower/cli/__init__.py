@@ -1,0 +1,57 @@
+"""The command line: `watertower COMMAND`.
+
+Tables for people, `--json` for machines. Results go to standard output; progress and errors go to standard error. An error is one
+line that says what happened and what to do (with `--json`: one object), never a traceback. Exit codes:
+
+    0    done                           1    not done, the error says why (`audit`: differences were found)
+    2    bad usage                      3    `import`: done, but rows were rejected; roles: refused to start
+    130  interrupted
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from watertower.cli import auditing as auditing
+from watertower.cli import debut as debut
+from watertower.cli import export as export
+from watertower.cli import importer as importer
+from watertower.cli import output as output
+from watertower.cli import reads as reads
+from watertower.cli import roles as roles
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="watertower",
+    help="Counts follows, likes and comments: takes the surge on a log, serves exact counts from memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _module in (roles, importer, reads, export, auditing, debut):
+    _module.register(app)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code. Every expected error becomes one line on standard error."""
+    as_json = output.wants_json(arguments)
+    try:
+        code = app(list(arguments), prog_name="watertower", standalone_mode=False)
+    except BrokenPipeError:
+        return output.quiet_broken_pipe()
+    except (KeyboardInterrupt, typer.Abort):
+        return output.report_failure(output.CommandFailed("interrupted", code=EXIT_INTERRUPTED), as_json)
+    except Exception as error:
+        failure = output.explain(error)
+        if failure is None:
+            raise
+        return output.report_failure(failure, as_json)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,283 @@
+"""The work of `watertower import`: reads, sends several calls at once, settles them in order, remembers how far it is.
+
+The main thread reads the file and builds calls; a few threads send them. Calls are settled in the order of the file, so that what the
+state says is acknowledged has no gaps.
+"""
+
+import contextlib
+import random
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from watertower.cli import connection, import_state
+from watertower.cli.connection import CallFailed, RetryPolicy
+from watertower.cli.import_events import Batch, EventMaker, Reject
+from watertower.cli.import_source import Columns, Source
+from watertower.cli.import_state import ImportState, RejectsFile
+from watertower.cli.output import CommandFailed
+from watertower.core.model import KINDS, Kind
+from watertower.core.positions import Position, decode_position, encode_position
+from watertower.ports import Clock
+from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2, writer_pb2_grpc
+
+CALLS_IN_FLIGHT_MAX = 8
+STATE_INTERVAL_S = 0.5
+"""Seconds between two writes of the state, about: how much is sent again after a kill."""
+
+AHEAD_US_MAX = 5_000_000
+"""Microseconds that a row's time may be ahead of this machine's clock, as with the service's default."""
+
+WAIT_POLL_S = 0.05
+WAIT_STALLED_S = 60.0
+"""Seconds without any progress of the reader after which waiting for it ends."""
+
+PROBE_ENTITY = "watertower-import"
+"""The entity that is asked for, to learn how far the reader is. It need not exist."""
+
+_EVENT_FIELD = re.compile(r"events\[(\d+)\]\.?(.*)")
+
+
+class Request(NamedTuple):
+    """What is to be imported, and how."""
+
+    file: Path
+    kind: Kind
+    mutual: bool
+    active: bool
+    columns: Columns
+    time_unit: str
+    base_time: int | None  # microseconds; None: the moment the import began
+    header: bool
+    rejects: Path
+    state: Path
+    restart: bool
+    wait: bool
+    retry_for_s: float
+    write_target: str
+    read_target: str
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides which events the rows become, and where they and the rejects go."""
+        return {
+            "kind": self.kind.name.lower(),
+            "mutual": self.mutual,
+            "remove": not self.active,
+            "columns": list(self.columns),
+            "time_unit": self.time_unit,
+            "at": self.base_time,
+            "header": self.header,
+            "rejects": str(self.rejects.absolute()),
+            "write_target": self.write_target,
+        }
+
+
+class _Sent(NamedTuple):
+    """A batch that is through: what the service took, and what it refused."""
+
+    events: int
+    refused: list[Reject]
+    token: bytes  # empty when nothing was sent
+
+
+class ImportRun:
+    """One run of the command. `run` does it; `state` and `consumed_bytes` may be read whenever `on_progress` is called."""
+
+    def __init__(
+        self, request: Request, clock: Clock, rng: random.Random, note: Callable[[str], None], on_progress: Callable[[], None]
+    ) -> None:
+        self._request = request
+        self._clock = clock
+        self._rng = rng
+        self._note = note
+        self._on_progress = on_progress
+        self._stop = threading.Event()
+        self._position: Position | None = None  # everything that was acknowledged, of earlier runs too
+        self._resumed: Position | None = None  # what earlier runs knew to be acknowledged
+        self._saved_s = 0.0
+        self.state = ImportState({}, {}, 0)
+        self.consumed_bytes = 0
+
+    def run(self) -> dict[str, Any]:
+        """Imports, waits if asked to, and returns the summary. Raises CommandFailed; what was acknowledged stays remembered."""
+        request = self._request
+        began_us, began_s = self._clock.now_us(), self._clock.monotonic_s()
+        before = self.state = self._begin(began_us)
+        source = Source(request.file, request.columns, KINDS[request.kind].needs_ref, request.header)
+        channel = connection.open_channel(request.write_target)
+        rejects = RejectsFile(request.rejects, before.rejects_bytes)
+        with contextlib.closing(source), contextlib.closing(channel), contextlib.closing(rejects):
+            maker = EventMaker(
+                kind=request.kind,
+                active=request.active,
+                mutual=request.mutual,
+                has_time=request.columns.time is not None,
+                time_unit=request.time_unit,
+                base_time=before.base_time,
+                latest_us=began_us + AHEAD_US_MAX,
+            )
+            stub = writer_pb2_grpc.EngagementWriterStub(channel)  # type: ignore[no-untyped-call]  # generated
+            self._send_all(maker, source, stub, rejects)
+        accepted_s = self._clock.monotonic_s() - began_s
+        self._on_progress()
+        if request.wait:
+            self._wait()
+        visible_s = self._clock.monotonic_s() - began_s if request.wait else None
+        sent = self.state.events - before.events
+        return {
+            "file": str(request.file),
+            "kind": request.kind.name.lower(),
+            "removed": not request.active,
+            "rows": self.state.rows,
+            "events": self.state.events,
+            "rejected": self.state.rejected,
+            "rejects_file": str(request.rejects) if self.state.rejected else None,
+            "resumed_after_rows": before.rows,
+            "accepted_s": round(accepted_s, 3),
+            "accepted_per_s": round(sent / max(accepted_s, 1e-6), 1),
+            "visible_s": None if visible_s is None else round(visible_s, 3),
+            "visible_per_s": None if visible_s is None else round(sent / max(visible_s, 1e-6), 1),
+        }
+
+    def _begin(self, now_us: int) -> ImportState:
+        """The state to start from, written before anything is sent: a retry after a kill must find the base time."""
+        request = self._request
+        base_time = now_us if request.base_time is None else request.base_time
+        fresh = ImportState(import_state.fingerprint(request.file), request.identity(), base_time)
+        state = fresh
+        if not request.restart:
+            state = import_state.begin(import_state.load(request.state), fresh, request.state)
+        if state is not fresh:
+            self._note(f"continuing the import that was cut off after {state.rows:,} rows (--restart begins anew)")
+        if state.position:
+            self._resumed = self._position = decode_position(bytes.fromhex(state.position))
+        import_state.save(request.state, state)
+        return state
+
+    def _send_all(self, maker: EventMaker, source: Source, stub: writer_pb2_grpc.EngagementWriterStub, rejects: RejectsFile) -> None:
+        in_flight: deque[tuple[Batch, Future[_Sent]]] = deque()
+        pool = ThreadPoolExecutor(CALLS_IN_FLIGHT_MAX, thread_name_prefix="import")
+        try:
+            for batch in maker.batches(source.rows(self.state.offset, self.state.line)):
+                in_flight.append((batch, pool.submit(self._send, stub, batch)))
+                self.consumed_bytes = source.consumed_bytes()
+                if len(in_flight) >= CALLS_IN_FLIGHT_MAX:
+                    self._settle_oldest(in_flight, rejects)
+            while in_flight:
+                self._settle_oldest(in_flight, rejects)
+            self.state = self.state._replace(finished=True)
+        finally:
+            # After an error or Ctrl-C: no new attempts; what is through, without a gap, is remembered.
+            self._stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            with contextlib.suppress(Exception, CancelledError):  # the error that is under way already
+                while in_flight:
+                    self._settle_oldest(in_flight, rejects)
+            import_state.save(self._request.state, self.state)
+
+    def _send(self, stub: writer_pb2_grpc.EngagementWriterStub, batch: Batch) -> _Sent:
+        """In a thread of the pool: one call, repeated without the rows that the service refuses."""
+        events, rows, refused = batch.request, batch.rows, list[Reject]()
+        while rows:
+            try:
+                response = self._call(stub.RecordEvents, events, self._request.write_target, self._policy())
+                return _Sent(len(events.events), refused, response.write_token)
+            except CallFailed as failure:
+                broken = self._refused_rows(failure)
+                if not broken:
+                    raise
+                refused += [Reject(line, broken[i], raw) for i, (line, raw) in enumerate(rows) if i in broken]
+                rows = [row for i, row in enumerate(rows) if i not in broken]
+                per_row = 2 if self._request.mutual else 1
+                kept = [event for i, event in enumerate(events.events) if i // per_row not in broken]
+                events = writer_pb2.RecordEventsRequest(events=kept)
+        return _Sent(0, refused, b"")
+
+    def _refused_rows(self, failure: CallFailed) -> dict[int, str]:
+        """Why the service refused which rows of a call; empty when it refused the call as a whole."""
+        broken: dict[int, str] = {}
+        per_row = 2 if self._request.mutual else 1
+        for field, rule in failure.violations:
+            match = _EVENT_FIELD.fullmatch(field)
+            if match is None:
+                return {}
+            if match[2] == "occurred_at" and self._request.columns.time is None:
+                # Not the rows' fault: all of them carry the one time of this import.
+                raise CommandFailed(
+                    f"the service refuses the time of this import: occurred_at {rule}; set the clock, or give --at"
+                ) from failure
+            broken.setdefault(int(match[1]) // per_row, f"{match[2]} {rule}".strip())
+        return broken
+
+    def _settle_oldest(self, in_flight: "deque[tuple[Batch, Future[_Sent]]]", rejects: RejectsFile) -> None:
+        """Waits for the oldest batch and takes its result into the state. It leaves the queue when that is done: nothing may be
+        settled past a batch that failed."""
+        batch, future = in_flight[0]
+        sent = future.result()
+        refused = sorted([*batch.rejects, *sent.refused])
+        if sent.token:
+            self._acknowledged(sent.token)
+        self.state = self.state._replace(
+            offset=batch.end,
+            line=batch.last_line,
+            rows=self.state.rows + len(batch.rows) + len(batch.rejects),
+            events=self.state.events + sent.events,
+            rejected=self.state.rejected + len(refused),
+            rejects_bytes=rejects.write(refused, self.state.rejects_bytes) if refused else self.state.rejects_bytes,
+            position="" if self._position is None else encode_position(self._position).hex(),
+        )
+        in_flight.popleft()
+        now_s = self._clock.monotonic_s()
+        if now_s - self._saved_s >= STATE_INTERVAL_S:
+            import_state.save(self._request.state, self.state)
+            self._saved_s = now_s
+        self._on_progress()
+
+    def _acknowledged(self, token: bytes) -> None:
+        position = decode_position(token)
+        before = self._resumed
+        if before is not None and (
+            before.generation != position.generation or any(before.offsets.get(p, -1) > o for p, o in position.offsets.items())
+        ):
+            raise CommandFailed("the service has another log than when this import was cut off: send everything again with --restart")
+        if self._position is None:
+            self._position = position
+            return
+        offsets = dict(self._position.offsets)
+        for partition, offset in position.offsets.items():
+            offsets[partition] = max(offset, offsets.get(partition, -1))
+        self._position = Position(position.generation, offsets)
+
+    def _wait(self) -> None:
+        """Until the reader's answers include everything that was acknowledged."""
+        if self._position is None:
+            return
+        request = self._request
+        with contextlib.closing(connection.open_channel(request.read_target)) as channel:
+            stub = reader_pb2_grpc.EngagementReaderStub(channel)  # type: ignore[no-untyped-call]  # generated
+            probe = reader_pb2.GetCountsRequest(entity=PROBE_ENTITY, metrics=[common_pb2.METRIC_FOLLOWERS])
+            seen, seen_s = b"", self._clock.monotonic_s()
+            self._stop.clear()
+            while True:
+                position = self._call(stub.GetCounts, probe, request.read_target, self._policy()).freshness.position
+                if position and decode_position(position).covers(self._position):
+                    return
+                now_s = self._clock.monotonic_s()
+                if position != seen:
+                    seen, seen_s = position, now_s
+                elif now_s - seen_s > WAIT_STALLED_S:
+                    raise CommandFailed(
+                        f"all rows are recorded, but the reader at {request.read_target} has not come further for {WAIT_STALLED_S:.0f} s: "
+                        "look at the projector's log"
+                    )
+                self._clock.sleep(WAIT_POLL_S)
+
+    def _policy(self) -> RetryPolicy:
+        return RetryPolicy(total_s=self._request.retry_for_s)
+
+    def _call(self, method: Any, request: Any, target: str, policy: RetryPolicy) -> Any:
+        return connection.call(method, request, target, policy, self._clock, self._rng, give_up=self._stop.is_set)

@@ -1,0 +1,143 @@
+"""`watertower import`: the command. What it does is in import_run.py."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from watertower.cli import output
+from watertower.cli.connection import DEFAULT_READ_TARGET, DEFAULT_WRITE_TARGET, ReadTarget, WriteTarget
+from watertower.cli.kinds import KindOption
+from watertower.core.model import KINDS, Kind
+
+if TYPE_CHECKING:
+    from watertower.cli.import_run import ImportRun
+
+EXIT_REJECTS = 3
+"""Exit code of an import that is done, but has rejected rows: a script must not take it for "everything is in"."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("import")(import_)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .ndjson file, or one of these with .gz.")],
+    kind: KindOption = Kind.FOLLOW,
+    mutual: Annotated[bool, typer.Option("--mutual", help="Each row is two edges, one each way.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Set the edges to REMOVED: unfollow, unlike, delete.")] = False,
+    actor_column: Annotated[str | None, typer.Option(help="Who acts (csv: the first column; ndjson: actor).")] = None,
+    subject_column: Annotated[str | None, typer.Option(help="On what (csv: the second column; ndjson: subject).")] = None,
+    ref_column: Annotated[str | None, typer.Option(help="The comment's own id (csv: the third column, for comments; ndjson: ref).")] = None,
+    time_column: Annotated[str | None, typer.Option(help="When the user acted (default: none, see --at).")] = None,
+    time_unit: Annotated[str, typer.Option(help="How times are written: rfc3339, s, ms or us (numbers since 1970).")] = "rfc3339",
+    at: Annotated[str | None, typer.Option(help="Time of rows without one, RFC 3339 (default: when the import began).")] = None,
+    header: Annotated[
+        bool, typer.Option("--header/--no-header", help="Whether a csv names its columns; if not, columns are numbers.")
+    ] = True,
+    rejects: Annotated[Path | None, typer.Option(help="Where rejected rows go (default: FILE.rejects.csv).")] = None,
+    state: Annotated[Path | None, typer.Option(help="Where the progress is kept (default: FILE.watertower-import.json).")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if an import of this file was cut off.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the reader shows what was imported.")] = True,
+    retry_for: Annotated[float, typer.Option(min=0, help="Seconds to go on trying while the service does not take a call.")] = 60.0,
+    write_target: WriteTarget = DEFAULT_WRITE_TARGET,
+    read_target: ReadTarget = DEFAULT_READ_TARGET,
+    json: output.Json = False,
+) -> None:
+    """Import events from a file.
+
+    A csv names its columns in the first line; the first two are actor and subject. An ndjson line is an object with the keys actor,
+    subject and, for comments, ref. An import that was cut off goes on where it was when the same command is run again, with
+    identical events; one that was finished begins anew. Rows that break a rule go to the rejects file (line, reason, row), the rest
+    goes in. Exit code: 0 everything is in, 3 all but the rejected rows is in, 1 not finished.
+    """
+    import random
+
+    from watertower.cli import import_run
+    from watertower.cli.import_events import TIME_UNITS, parse_time
+    from watertower.cli.import_source import Columns
+    from watertower.clock import SystemClock
+
+    if time_unit not in TIME_UNITS:
+        raise output.usage(f"--time-unit {time_unit}: must be one of {', '.join(TIME_UNITS)}")
+    if mutual and KINDS[kind].needs_ref:
+        raise output.usage(f"--mutual: a {kind.name.lower()} has an id of its own, so a row cannot be two of them")
+    try:
+        base_time = None if at is None else parse_time(at, "rfc3339")
+    except ValueError as error:
+        raise output.usage(f"--at {at}: {error}") from error
+
+    request = import_run.Request(
+        file=file,
+        kind=kind,
+        mutual=mutual,
+        active=not remove,
+        columns=Columns(actor_column, subject_column, ref_column, time_column),
+        time_unit=time_unit,
+        base_time=base_time,
+        header=header,
+        rejects=rejects or file.with_name(file.name + ".rejects.csv"),
+        state=state or file.with_name(file.name + ".watertower-import.json"),
+        restart=restart,
+        wait=wait,
+        retry_for_s=retry_for,
+        write_target=write_target,
+        read_target=read_target,
+    )
+    rng = random.Random()  # noqa: S311 - jitter
+    with _progress(file, shown=not json) as on_progress:
+        run = import_run.ImportRun(request, SystemClock(), rng, lambda text: output.note(text, json), lambda: on_progress(run))
+        summary = run.run()
+    if json:
+        output.print_json(summary)
+    else:
+        output.print_lines(_for_people(summary))
+    if summary["rejected"]:
+        raise typer.Exit(EXIT_REJECTS)
+
+
+@contextlib.contextmanager
+def _progress(file: Path, shown: bool) -> "Iterator[Callable[[ImportRun], None]]":
+    """A bar on standard error, if that is a terminal: how much of the file is through, rows, rejected rows, events a second."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda run: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]:,} rows, {task.fields[rejected]:,} rejected, {task.fields[rate]:,.0f} events/s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(file.name, total=file.stat().st_size, rows=0, rejected=0, rate=0.0)
+        first: list[int] = []
+
+        def update(run: "ImportRun") -> None:
+            state = run.state
+            first[:] = first or [state.events]
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rate = (state.events - first[0]) / elapsed if elapsed else 0.0
+            description = f"{file.name}: waiting until all is counted" if state.finished else file.name
+            progress.update(
+                task, completed=run.consumed_bytes, description=description, rows=state.rows, rejected=state.rejected, rate=rate
+            )
+
+        yield update
+
+
+def _for_people(summary: dict[str, Any]) -> list[str]:
+    lines = [f"{summary['rows']:,} rows read, {summary['events']:,} events recorded ({summary['accepted_per_s']:,.0f} a second)"]
+    if summary["visible_s"] is not None:
+        lines.append(f"all of them are counted ({summary['visible_s']:.1f} s after the start, {summary['visible_per_s']:,.0f} a second)")
+    else:
+        lines.append("not waited until they are counted (--no-wait)")
+    if summary["rejected"]:
+        lines.append(f"{summary['rejected']:,} rows were rejected: see {summary['rejects_file']}")
+    return lines
