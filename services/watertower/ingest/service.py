@@ -41,6 +41,11 @@ class IngestService:
         self._appender = Appender(log, self._batcher, clock)
         self._stopping = False
 
+    @property
+    def queue_events(self) -> int:
+        """Events that wait for the log or are in flight to it."""
+        return self._batcher.events
+
     def handler(self) -> grpc.GenericRpcHandler:
         """What an RpcServer serves."""
         return service_handler(
