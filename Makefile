@@ -1,0 +1,57 @@
+# Two commands on a fresh machine (Python >= 3.11, make, git): `make debut` shows the main job, `make test` runs every test.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STUBS  := services/watertower/v1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup debut test check lint types fast stubs stubs-check lock bench clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## a virtual environment with everything locked; leaves the command at .venv/bin/watertower
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Watertower needs Python >= 3.11; set PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+debut: setup ## a million followers arrive at once; counted exactly while reads stay fast
+	$(BIN)/watertower debut
+
+test: setup ## every test: pure, contracts, processes, docs
+	$(BIN)/python -m pytest
+
+check: lint types fast ## lint, types and the fast tests, under a minute
+
+lint: setup
+	$(BIN)/ruff check services tests benchmarks
+	$(BIN)/ruff format --check services tests benchmarks
+	$(BIN)/buf lint proto
+
+types: setup
+	$(BIN)/mypy
+
+fast: setup
+	$(BIN)/python -m pytest -q tests/core tests/contract tests/ingest tests/query tests/cli tests/projector
+
+stubs: setup ## generate the API stubs from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services --grpc_python_out=services proto/watertower/v1/*.proto
+
+stubs-check: setup ## fail when the committed stubs differ from proto/
+	@out=$$(mktemp -d) && \
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out proto/watertower/v1/*.proto && \
+	for f in $$out/watertower/v1/*; do diff -u $(STUBS)/$$(basename $$f) $$f || { echo "stubs drifted: run make stubs"; exit 1; }; done && \
+	echo "stubs match proto/"
+
+lock: ## choose the newest allowed versions and write requirements/dev.txt (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements/dev.txt -U
+
+bench: setup ## the figures of docs/performance.md (minutes)
+	$(BIN)/python -m benchmarks.service
+
+clean: ## remove what setup and runs made
+	rm -rf $(VENV) build dist *.egg-info services/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis watertower-data

@@ -1,0 +1,95 @@
+"""The only place that picks back ends and wires processes. Everything else is handed what it needs."""
+
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
+from watertower.backends.sqlite import SqliteLogReader, SqliteLogWriter
+from watertower.clock import SystemClock
+from watertower.config import Settings
+from watertower.datafolder import DataFolder, open_existing, open_or_create
+from watertower.ingest.process import IngestProcess
+from watertower.ingest.service import IngestService
+from watertower.ports import StoreIdentity, StoreScanner
+from watertower.projector.process import ProjectorProcess
+from watertower.projector.projector import Projector
+from watertower.query.process import QueryProcess
+from watertower.query.service import QueryService
+
+
+def ingest(settings: Settings) -> IngestProcess:
+    """The ingest role on the configured log. Raises StartRefused."""
+    folder = _folder(settings)
+    lock = folder.lock("ingest")
+    log = SqliteLogWriter(folder.log_path, folder.commits_path, folder.identity, truncate_interval_ms=settings.ingest.truncate_interval_ms)
+    service = IngestService(log, settings.ingest, SystemClock(), generation=folder.generation)
+    return IngestProcess(service, log, settings.service, settings.ingest, lock)
+
+
+def projector(settings: Settings) -> ProjectorProcess:
+    """The projector role on the configured log, store and feed. Raises StartRefused."""
+    folder = _folder(settings)
+    lock = folder.lock("projector")
+    log = SqliteLogReader(folder.log_path, folder.commits_path, folder.identity)
+    limits = settings.projector
+    store = RocksDbStore(
+        folder.store_path,
+        _store_identity(folder),
+        write_buffer_bytes=limits.write_buffer_bytes,
+        block_cache_bytes=limits.block_cache_bytes,
+        feed_messages_max=limits.feed_messages_max,
+    )
+    loop = Projector(log, store, store.feed, limits, SystemClock(), random.Random())  # noqa: S311 - jitter, not secrets
+    return ProjectorProcess(loop, log, store, settings.service, SystemClock(), lock)
+
+
+def query(settings: Settings) -> QueryProcess:
+    """The query role on the configured store and feed. Raises StartRefused, BackendUnavailable while the store is not there yet."""
+    folder = _folder(settings)
+    own = folder.path / "readers" / f"query-{os.getpid()}"
+    _remove_readers_of_the_dead(own.parent)
+    reader = RocksDbReader(folder.store_path, own, _store_identity(folder), block_cache_bytes=settings.projector.block_cache_bytes)
+    service = QueryService(
+        reader,
+        reader,
+        settings.query,
+        SystemClock(),
+        random.Random(),  # noqa: S311 - jitter, not secrets
+        partitions=folder.identity.partitions,
+    )
+    return QueryProcess(service, reader, settings.service, settings.query)
+
+
+def open_scanner(data: Path) -> StoreScanner:
+    """All rows of a data folder as of now, beside a service that runs or does not. Raises StartRefused."""
+    folder = open_existing(data)
+    own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=_readers(folder)))
+    return RocksDbScanner(folder.store_path, own, _store_identity(folder))
+
+
+def _folder(settings: Settings) -> DataFolder:
+    return open_or_create(settings.service.data, settings.service.partitions)
+
+
+def _store_identity(folder: DataFolder) -> StoreIdentity:
+    return StoreIdentity(folder.identity, folder.generation)
+
+
+def _readers(folder: DataFolder) -> Path:
+    readers = folder.path / "readers"
+    readers.mkdir(mode=0o700, exist_ok=True)
+    return readers
+
+
+def _remove_readers_of_the_dead(readers: Path) -> None:
+    """A secondary instance keeps a small folder of its own; a killed process leaves it behind."""
+    for left in readers.glob("query-*"):
+        try:
+            os.kill(int(left.name.removeprefix("query-")), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # alive, of another user; or not one of ours

@@ -1,0 +1,143 @@
+"""`watertower serve`, its roles one by one, and `watertower config`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[Path | None, typer.Option("--data", help="Data folder (default: watertower-data).")]
+WritePort = Annotated[int | None, typer.Option("--write-port", help="Port of the writer (default 50051; 0 takes a free one).")]
+ReadPort = Annotated[int | None, typer.Option("--read-port", help="Port of the reader (default 50052; 0 takes a free one).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as NAME=VALUE; `watertower config` lists them. Repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON object per line.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("serve")(serve)
+    app.command("ingest")(ingest)
+    app.command("projector")(projector)
+    app.command("query")(query)
+    app.command("config")(config)
+
+
+def _options(data: Path | None, write_port: int | None, read_port: int | None, assignments: list[str] | None) -> dict[str, Any]:
+    """The settings given as options, by name. Options of their own win over `--set`."""
+    from watertower.errors import StartRefused
+
+    options: dict[str, Any] = {}
+    for assignment in assignments or []:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise StartRefused(f"--set {assignment}: write it as NAME=VALUE")
+        options[name] = value
+    own = {"data": str(data.absolute()) if data else None, "write_port": write_port, "read_port": read_port}
+    options.update({name: value for name, value in own.items() if value is not None})
+    return options
+
+
+def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: Json = False) -> None:
+    """Run the whole service on one data folder: ingest, projector and query as processes of this command.
+
+    Ctrl-C or SIGTERM stops it: nothing more is accepted, what was accepted is applied, then it ends.
+    """
+    import random
+
+    from watertower import config as settings_module
+    from watertower import datafolder, logs
+    from watertower.clock import SystemClock
+    from watertower.supervisor import Supervisor
+
+    options = _options(data, write_port, read_port, set_)
+    settings = settings_module.load(options)
+    logs.configure(settings.service, "supervisor")
+    folder = datafolder.open_or_create(settings.service.data, settings.service.partitions)
+
+    def on_ready(roles: dict[str, dict[str, Any]]) -> None:
+        write, read = roles["ingest"]["address"], roles["query"]["address"]
+        pids = {name: state["pid"] for name, state in roles.items()}
+        if json:
+            import json as json_module
+
+            typer.echo(json_module.dumps({"event": "ready", "write": write, "read": read, "data": str(folder.path), "pids": pids}))
+        else:
+            typer.echo(f"watertower is ready: writes at {write}, reads at {read}, data in {folder.path}")
+
+    lock = folder.lock("serve")
+    try:
+        code = Supervisor(settings.service, options, SystemClock(), random.Random(), on_ready).run()  # noqa: S311 - jitter
+    finally:
+        lock.release()
+    raise typer.Exit(code)
+
+
+def ingest(data: Data = None, write_port: WritePort = None, set_: Set = None) -> None:
+    """Run only the write side: validates events and appends them to the log."""
+    from watertower import bootstrap
+
+    _run("ingest", bootstrap.ingest, _options(data, write_port, None, set_))
+
+
+def projector(data: Data = None, set_: Set = None) -> None:
+    """Run only the projector: applies the log to the store, exactly once."""
+    from watertower import bootstrap
+
+    _run("projector", bootstrap.projector, _options(data, None, None, set_))
+
+
+def query(data: Data = None, read_port: ReadPort = None, set_: Set = None) -> None:
+    """Run only the read side: answers counts, edges and lists from memory and the store."""
+    from watertower import bootstrap
+
+    _run("query", bootstrap.query, _options(data, None, read_port, set_))
+
+
+def _run(name: str, build: Any, options: dict[str, Any]) -> None:
+    """One role as this process: waits for what it needs, runs, exits with its code."""
+    import random
+
+    import structlog
+
+    from watertower import config as settings_module
+    from watertower import logs
+    from watertower.core.backoff import full_jitter
+    from watertower.errors import BackendUnavailable, StartRefused
+    from watertower.role import EXIT_REFUSED, Role
+
+    settings = settings_module.load(options)
+    logs.configure(settings.service, name)
+    niceness: int = {"ingest": settings.ingest, "projector": settings.projector, "query": settings.query}[name].nice  # type: ignore[attr-defined]
+    role = Role(name, niceness)
+    attempt = 0
+    code = 0
+    while not role.stopping.is_set():
+        try:
+            code = build(settings).run(role)
+            break
+        except BackendUnavailable as error:
+            role.not_ready(f"waiting: {error}")
+            role.stopping.wait(full_jitter(attempt, 0.05, 2.0, random.random()))  # noqa: S311 - jitter
+            attempt += 1
+        except StartRefused as error:
+            structlog.get_logger("watertower.role").error("refused", reason=str(error))
+            raise typer.Exit(EXIT_REFUSED) from error
+    raise typer.Exit(code)
+
+
+def config(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: Json = False) -> None:
+    """Print every setting with its effective value and where it came from."""
+    from watertower import config as settings_module
+
+    options = _options(data, write_port, read_port, set_)
+    rows = settings_module.effective(settings_module.load(options), options)
+    if json:
+        import json as json_module
+
+        typer.echo(json_module.dumps({row.name: {"value": str(row.value), "source": row.source} for row in rows}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "value", "from", "meaning")
+    for row in rows:
+        table.add_row(row.name, str(row.value), row.source, row.description)
+    Console().print(table)

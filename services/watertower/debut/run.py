@@ -1,0 +1,291 @@
+"""Puts a debut together: starts a service, reads from it, sends the surge, and recounts."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import grpc
+
+from watertower import bootstrap
+from watertower.core.model import Kind
+from watertower.core.positions import Position, decode_position
+from watertower.debut.plan import POST, PROFILES, STAR, Plan, recount
+from watertower.debut.readers import percentile
+from watertower.debut.surge import Surge, seed_profiles
+from watertower.ports import Clock
+from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc
+
+IDLE_S = 5.0
+"""Seconds of reading before the surge, for the comparison."""
+
+BACK_S = 3_600.0
+"""The debut is dated this long before now, beyond its own length, so that no press lies in the future."""
+
+_POLL_S = 0.01
+_VISIBLE_TIMEOUT_S = 600.0
+
+
+class DebutFailed(Exception):
+    """The debut could not be run to its end."""
+
+
+@dataclass
+class Live:
+    """What is shown while it runs."""
+
+    phase: str = "starting"
+    counted: int = 0
+    sent: int = 0
+    acknowledged: int = 0
+    accepted_per_s: float = 0.0
+    visible_per_s: float = 0.0
+    lag_ms: float = 0.0
+    read_before: dict[str, Any] = field(default_factory=dict)
+    read_now: dict[str, Any] = field(default_factory=dict)
+
+
+class Service:
+    """`watertower serve` as a child process, on free ports."""
+
+    def __init__(self, data: Path, log: IO[bytes]) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - our own command line
+            [sys.executable, "-m", "watertower", "serve", "--data", str(data), "--write-port", "0", "--read-port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+        if self._process.stdout is None:
+            raise DebutFailed("the service has no output")
+        line = self._process.stdout.readline()
+        if not line:
+            raise DebutFailed(f"the service did not start (exit code {self._process.wait()}); its log says why")
+        ready = json.loads(line)
+        self.write, self.read = str(ready["write"]), str(ready["read"])
+        self.pids: dict[str, int] = ready["pids"]
+
+    def stop(self) -> None:
+        """Drains and ends it."""
+        self._process.terminate()
+        self._process.wait(60)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+class Readers:
+    """readers.py as a child process."""
+
+    def __init__(self, target: str, reads_per_s: float, seed: int, live: Live) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - our own command line
+            [sys.executable, "-m", "watertower.debut.readers", target, str(reads_per_s), str(PROFILES), str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._live = live
+        self._last: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="debut-readers")
+        self._thread.start()
+
+    def phase(self, name: str) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(name + "\n")
+            self._process.stdin.flush()
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """Ends the reading; per phase reads, errors, p50_ms, p99_ms."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._thread.join(30)
+        if self._process.wait(30) != 0:
+            raise DebutFailed("the readers failed")
+        return self._last
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _follow(self) -> None:
+        if self._process.stdout is not None:
+            with self._process.stdout as lines:
+                for line in lines:
+                    self._last = self._live.read_now = json.loads(line)
+
+
+class Watcher:
+    """Watches the star from a thread: how far the answers reach, and how long after its acknowledgement each call became visible."""
+
+    def __init__(self, target: str, surge: Surge, live: Live, clock: Clock) -> None:
+        self._stub = reader_pb2_grpc.EngagementReaderStub(grpc.insecure_channel(target))
+        self._surge, self._live, self._clock = surge, live, clock
+        self._stopping = threading.Event()
+        self.lags_s: list[float] = []
+        self.position = Position(0, {})
+        self._visible_events = 0
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="debut-watcher")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(30)
+
+    def look(self) -> reader_pb2.GetCountsResponse:
+        response = self._stub.GetCounts(reader_pb2.GetCountsRequest(entity=STAR, metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=10)
+        self.position = decode_position(response.freshness.position)
+        self._live.counted = response.values[0]
+        return response
+
+    def _run(self) -> None:
+        shown_at, shown = self._clock.monotonic_s(), (0, 0)
+        try:
+            while not self._stopping.wait(_POLL_S):
+                self.look()
+                now = self._clock.monotonic_s()
+                calls = self._surge.acknowledged
+                while calls and self.position.covers(calls[0].position):
+                    call = calls.popleft()
+                    self._visible_events += call.events
+                    self.lags_s.append(now - call.at_s)
+                if now - shown_at >= 0.5:
+                    acknowledged = self._surge.events_acknowledged
+                    self._live.accepted_per_s = (acknowledged - shown[0]) / (now - shown_at)
+                    self._live.visible_per_s = (self._visible_events - shown[1]) / (now - shown_at)
+                    self._live.lag_ms = (now - calls[0].at_s if calls else self.lags_s[-1] if self.lags_s else 0.0) * 1e3
+                    self._live.sent, self._live.acknowledged = self._surge.events_sent, acknowledged
+                    shown_at, shown = now, (acknowledged, self._visible_events)
+        except grpc.RpcError as error:
+            self.error = error
+
+
+def run(
+    plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: Live, clock: Clock, on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """Runs a debut on a new data folder. Returns what `watertower debut --json` prints. Raises DebutFailed, grpc.RpcError."""
+
+    def stage(name: str) -> None:
+        live.phase = name
+        on_stage(name)
+
+    stage("starting ingest, projector and query as processes")
+    with (data.parent / "service.log").open("wb") as log:
+        service = Service(data, log)
+        readers: Readers | None = None
+        try:
+            base_us = clock.now_us() - int((plan.preset.seconds + BACK_S) * 1e6)
+            surge = Surge(service.write, plan, base_us, speed, clock)
+            watcher = Watcher(service.read, surge, live, clock)
+            seeded = seed_profiles(service.write, PROFILES, base_us)
+            _until_visible(watcher, seeded, clock)
+
+            stage(f"reading {reads_per_s:.0f} times a second, before the surge")
+            readers = Readers(service.read, reads_per_s, plan.seed, live)
+            readers.phase("warm")
+            clock.sleep(1.0)
+            readers.phase("idle")
+            clock.sleep(IDLE_S)
+            live.read_before = dict(live.read_now)
+
+            stage("the surge")
+            readers.phase("surge")
+            watcher.start()
+            surge.run()
+            stage("everything is acknowledged; the projector catches up")
+            everything = Position(surge.generation, surge.positions)
+            _until_visible(watcher, everything, clock, watching=True)
+            visible_s = clock.monotonic_s() - surge.started_s
+            watcher.stop()
+            readers.phase("after")
+            reads = readers.result()
+            final = watcher.look()
+            likes = _count(service.read, POST, common_pb2.METRIC_LIKES)
+            resident = {role: _resident_mb(pid) for role, pid in service.pids.items()}
+        finally:
+            if readers is not None:
+                readers.kill()
+            service.stop()
+
+    stage("recounting: every press once more, and every edge in the store")
+    expected = recount(plan)
+    edges = _recount_edges(data)
+    accepted_s = surge.ended_s - surge.started_s
+    idle, busy = reads["idle"], reads["surge"]
+    return {
+        "exact": final.values[0] == expected.followers == edges[0] and likes == expected.likes == edges[1],
+        "followers_expected": expected.followers,
+        "followers_counted": final.values[0],
+        "followers_edges": edges[0],
+        "likes_expected": expected.likes,
+        "likes_counted": likes,
+        "likes_edges": edges[1],
+        "events_acknowledged": surge.events_acknowledged,
+        "events_repeated": surge.events_acknowledged - expected.presses,
+        "calls": surge.calls,
+        "calls_retried": surge.retried,
+        "accepted_per_s": round(surge.events_acknowledged / accepted_s),
+        "visible_per_s": round(surge.events_acknowledged / visible_s),
+        "surge_s": round(accepted_s, 2),
+        "visible_s": round(visible_s, 2),
+        "lag_p50_ms": _ms(percentile(watcher.lags_s, 0.5)),
+        "lag_p99_ms": _ms(percentile(watcher.lags_s, 0.99)),
+        "reads_per_s": reads_per_s,
+        "read_p50_ms_idle": idle["p50_ms"],
+        "read_p99_ms_idle": idle["p99_ms"],
+        "read_p50_ms_surge": busy["p50_ms"],
+        "read_p99_ms_surge": busy["p99_ms"],
+        "reads": sum(phase["reads"] for phase in reads.values()),
+        "read_errors": sum(phase["errors"] for phase in reads.values()),
+        "resident_mb": resident,
+        "seed": plan.seed,
+    }
+
+
+def _until_visible(watcher: Watcher, wanted: Position, clock: Clock, *, watching: bool = False) -> None:
+    deadline = clock.monotonic_s() + _VISIBLE_TIMEOUT_S
+    while not watcher.position.covers(wanted):
+        if clock.monotonic_s() > deadline:
+            raise DebutFailed("what was acknowledged did not become visible in time")
+        if watcher.error is not None:
+            raise DebutFailed(f"the star could not be read: {watcher.error}")
+        if not watching:
+            watcher.look()
+        clock.sleep(_POLL_S)
+
+
+def _count(target: str, entity: str, metric: common_pb2.Metric) -> int:
+    stub = reader_pb2_grpc.EngagementReaderStub(grpc.insecure_channel(target))
+    return stub.GetCounts(reader_pb2.GetCountsRequest(entity=entity, metrics=[metric]), timeout=10).values[0]
+
+
+def _recount_edges(data: Path) -> tuple[int, int]:
+    """Active edges of the star and of its post, straight from the store."""
+    scanner = bootstrap.open_scanner(data)
+    try:
+        followers = likes = 0
+        for (_, kind, subject, _), edge in scanner.edges():
+            if edge.active and subject == STAR and kind == Kind.FOLLOW:
+                followers += 1
+            elif edge.active and subject == POST and kind == Kind.LIKE:
+                likes += 1
+        return followers, likes
+    finally:
+        scanner.close()
+
+
+def _resident_mb(pid: int) -> float | None:
+    """Resident memory, MB; None where the system does not say (other than Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 1)

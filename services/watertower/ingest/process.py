@@ -1,0 +1,49 @@
+"""Ingest as a process: the gRPC server around the service, drained on stop."""
+
+import asyncio
+
+from watertower.datafolder import Lock
+from watertower.ingest.service import IngestService
+
+from watertower.config import IngestSettings, ServiceSettings
+from watertower.ports import LogWriter
+from watertower.role import Role
+from watertower.rpc import RpcServer
+
+SERVICE = "watertower.v1.EngagementWriter"
+
+
+class IngestProcess:
+    """Serves EngagementWriter until its role is told to stop."""
+
+    def __init__(self, service: IngestService, log: LogWriter, settings: ServiceSettings, limits: IngestSettings, lock: Lock) -> None:
+        self._service, self._log, self._settings, self._limits, self._lock = service, log, settings, limits, lock
+
+    def run(self, role: Role) -> int:
+        """Returns the exit code. Raises StartRefused when the address is taken."""
+        try:
+            asyncio.run(self._serve(role))
+        finally:
+            self._log.close()
+            self._lock.release()
+        return 0
+
+    async def _serve(self, role: Role) -> None:
+        server = RpcServer(
+            self._settings.write_host,
+            self._settings.write_port,
+            [self._service.handler()],
+            [SERVICE],
+            message_bytes_max=self._limits.message_bytes_max,
+        )
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        role.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+        port = await server.start()
+        server.set_ready(True)
+        role.ready(address=f"{self._settings.write_host}:{port}")
+        await stop.wait()
+        server.set_ready(False)
+        role.not_ready("stopping")
+        await self._service.drain()
+        await server.stop(self._settings.shutdown_grace_ms / 1e3)

@@ -1,0 +1,215 @@
+"""The projector's loop, as steps that something else drives: a process's main thread, a test, a simulator.
+
+Correctness is decided in core/fold.py; this is the shell that reads, writes and publishes in the order given there, and does nothing
+else between the steps than to reach their failpoints.
+"""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import structlog
+
+from watertower import failpoints
+from watertower.codec import UndecodableRecord, decode_batch, record_id
+from watertower.config import ProjectorSettings
+from watertower.core.backoff import full_jitter
+from watertower.core.fold import Flush, ShardBehindEdge, fold, touched
+from watertower.core.model import Progress, Record
+from watertower.errors import BackendUnavailable
+from watertower.ports import Clock, CountsFeed, FeedMessage, LogReader, LogRecord, Store
+from watertower.projector.start import resume_points
+
+_COMMIT_INTERVAL_S = 0.5
+"""Seconds between two commits to the log. They are a convenience (the log drops what lies behind), so they need not be frequent."""
+
+
+class Step(NamedTuple):
+    """What a step did."""
+
+    events: int  # applied and durable
+    wait_s: float  # seconds after which the next step makes sense; 0 for at once
+
+
+class Projector:
+    """Owns the given log's partitions and applies them to the store, strictly in sequence."""
+
+    def __init__(
+        self,
+        log: LogReader,
+        store: Store,
+        feed: CountsFeed,
+        settings: ProjectorSettings,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self._log, self._store, self._feed = log, store, feed
+        self._settings, self._clock, self._rng = settings, clock, rng
+        self._logger = structlog.get_logger("watertower.projector")
+        self._progress: dict[int, Progress] = {}
+        self._as_of: dict[int, int] = {}
+        self._read_to: dict[int, int] = {}  # inclusive offset of the last record taken from the log, per partition that goes on
+        self._pending: deque[Record] = deque()  # read, decoded, not yet applied
+        self._failures = 0
+        self._heartbeat_at = self._commit_at = 0.0
+        self._committed: dict[int, int] = {}
+        self.stopped: dict[int, str] = {}
+        """Partitions that do not go on, with the reason. Not empty means: not ready."""
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """Per partition the inclusive offset up to which everything is applied."""
+        return {partition: progress.end for partition, progress in self._progress.items()}
+
+    def start(self) -> None:
+        """Checks the conditions of start.py and takes up where the store's progress says. Raises StartRefused, BackendUnavailable."""
+        self._progress = resume_points(self._log, self._store)
+        self._as_of = {partition: progress.appended_at for partition, progress in self._progress.items()}
+        self._rewind()
+
+    def step(self) -> Step:
+        """Applies what one flush takes, or says on the feed that there is nothing. Never raises BackendUnavailable: it backs off."""
+        try:
+            looked_at = self._clock.now_us()
+            if not self._pending:
+                self._fill()
+            records = self._take()
+            events = self._apply(records) if records else 0
+            self._heartbeat(looked_at, busy={record.partition for record in records})
+            self._commit()
+        except BackendUnavailable as error:
+            self._store.abandon()
+            self._rewind()
+            wait_s = full_jitter(self._failures, self._settings.retry_base_ms / 1e3, self._settings.retry_cap_ms / 1e3, self._rng.random())
+            self._failures += 1
+            self._logger.warning("flush_failed", error=str(error), attempt=self._failures, retry_in_s=round(wait_s, 3))
+            return Step(0, wait_s)
+        self._failures = 0
+        return Step(events, 0.0 if events else self._settings.poll_idle_ms / 1e3)
+
+    def close(self) -> None:
+        """Hands the log its last commit. What is read but not applied stays in the log."""
+        self._commit(now=True)
+
+    # --- one flush
+
+    def _apply(self, records: Sequence[Record]) -> int:
+        keys = touched(records)
+        edges = self._store.read_edges(keys.edges)
+        failpoints.reach("projector.after_read_edges")
+        shards = self._store.read_shards(keys.shards)
+        failpoints.reach("projector.after_read_shards")
+        try:
+            flush = fold(records, edges, shards)
+        except ShardBehindEdge as error:
+            self._stop_partition(error.shard[2], str(error))
+            return 0  # nothing is written; the other partitions' records are read again
+        failpoints.reach("projector.after_fold")
+        self._store.write_derived(flush.shards, flush.lists)
+        failpoints.reach("projector.after_derived")
+        self._store.write_edges(flush.edges)
+        failpoints.reach("projector.after_edges")
+        self._store.write_progress(flush.progress)
+        failpoints.reach("projector.after_progress")
+        self._feed.publish(self._messages(flush))
+        failpoints.reach("projector.after_publish")
+        self._store.sync()
+        failpoints.reach("projector.after_sync")
+        self._progress.update(flush.progress)
+        for partition, progress in flush.progress.items():
+            self._as_of[partition] = max(self._as_of[partition], progress.appended_at)
+        return sum(len(record.events.kinds) for record in records)
+
+    def _messages(self, flush: Flush) -> list[FeedMessage]:
+        columns: dict[int, tuple[list[str], bytearray, list[int], list[int]]] = {
+            partition: ([], bytearray(), [], []) for partition in flush.progress
+        }
+        for (entity, metric, partition), shard in flush.published.items():
+            entities, metrics, values, offsets = columns[partition]
+            entities.append(entity)
+            metrics.append(metric)
+            values.append(shard.value)
+            offsets.append(shard.offset)
+        return [
+            FeedMessage(
+                partition,
+                self._progress[partition].end,
+                flush.progress[partition].end,
+                max(self._as_of[partition], flush.progress[partition].appended_at),
+                entities,
+                bytes(metrics),
+                values,
+                offsets,
+            )
+            for partition, (entities, metrics, values, offsets) in columns.items()
+        ]
+
+    # --- reading the log
+
+    def _fill(self) -> None:
+        """Reads and decodes what comes next. A record that this version cannot decode stops its partition."""
+        for raw in self._log.read(self._read_to, self._settings.flush_records_max, self._settings.flush_bytes_max):
+            if raw.partition in self.stopped:
+                continue
+            try:
+                self._pending.append(_decoded(raw))
+                self._read_to[raw.partition] = raw.offset
+            except UndecodableRecord as error:
+                self._stop_partition(raw.partition, f"record at offset {raw.offset}: {error}", rewind=False)
+
+    def _take(self) -> list[Record]:
+        """Whole records, up to flush_events_max events, at least one record if there is any."""
+        taken: list[Record] = []
+        events = 0
+        while self._pending and (not taken or events + len(self._pending[0].events.kinds) <= self._settings.flush_events_max):
+            record = self._pending.popleft()
+            events += len(record.events.kinds)
+            taken.append(record)
+        return taken
+
+    def _rewind(self) -> None:
+        """Forgets what was read but not applied."""
+        self._pending.clear()
+        self._read_to = {partition: progress.end for partition, progress in self._progress.items() if partition not in self.stopped}
+
+    def _stop_partition(self, partition: int, reason: str, *, rewind: bool = True) -> None:
+        """Counting on past a contradiction, or a record that cannot be read, would make it worse. The others go on."""
+        self.stopped[partition] = reason
+        self._logger.error("partition_stopped", partition=partition, reason=reason)
+        if rewind:
+            self._rewind()
+        else:
+            self._read_to.pop(partition, None)
+
+    # --- saying so
+
+    def _heartbeat(self, looked_at: int, busy: set[int]) -> None:
+        """Says on the feed, every heartbeat_ms, up to when the partitions without news are known to have none."""
+        now = self._clock.monotonic_s()
+        if now < self._heartbeat_at or self._pending:
+            return
+        quiet = {p: end for p, end in self._read_to.items() if p not in busy and end == self._progress[p].end}
+        # `looked_at` lies before this look, so that whatever was acknowledged before it would have been seen.
+        quiet_after = {r.partition for r in self._log.read(quiet, len(quiet) or 1, 1)} if quiet else set()
+        if quiet_after:
+            quiet = {}
+        for partition in quiet:
+            self._as_of[partition] = max(self._as_of[partition], looked_at)
+        if quiet:
+            self._feed.publish(FeedMessage(p, end, end, self._as_of[p], (), b"", (), ()) for p, end in quiet.items())
+            self._store.sync()
+        self._heartbeat_at = now + self._settings.heartbeat_ms / 1e3
+
+    def _commit(self, *, now: bool = False) -> None:
+        time = self._clock.monotonic_s()
+        ends = {partition: progress.end for partition, progress in self._progress.items() if progress.end >= 0}
+        if ends != self._committed and (now or time >= self._commit_at):
+            self._log.commit(ends)
+            self._committed = ends
+            self._commit_at = time + _COMMIT_INTERVAL_S
+            failpoints.reach("projector.after_commit")
+
+
+def _decoded(raw: LogRecord) -> Record:
+    return Record(raw.partition, raw.offset, record_id(raw.payload), raw.appended_at, decode_batch(raw.payload))

@@ -1,0 +1,51 @@
+"""Query as a process: the gRPC server around the service and its feed tail."""
+
+import asyncio
+
+from watertower.config import QuerySettings, ServiceSettings
+from watertower.ports import StoreReader
+from watertower.query.service import QueryService
+from watertower.role import Role
+from watertower.rpc import RpcServer
+
+SERVICE = "watertower.v1.EngagementReader"
+
+
+class QueryProcess:
+    """Serves EngagementReader until its role is told to stop."""
+
+    def __init__(self, service: QueryService, reader: StoreReader, settings: ServiceSettings, limits: QuerySettings) -> None:
+        self._service, self._reader, self._settings, self._limits = service, reader, settings, limits
+
+    def run(self, role: Role) -> int:
+        """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
+        try:
+            asyncio.run(self._serve(role))
+        finally:
+            self._reader.close()
+        return 0
+
+    async def _serve(self, role: Role) -> None:
+        server = RpcServer(
+            self._settings.read_host,
+            self._settings.read_port,
+            [self._service.handler()],
+            [SERVICE],
+            message_bytes_max=self._limits.message_bytes_max,
+        )
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        role.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+        port = await server.start()
+        await self._service.start()
+        server.set_ready(True)
+        role.ready(address=f"{self._settings.read_host}:{port}")
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({stopped, self._service.failed}, return_when=asyncio.FIRST_COMPLETED)
+        server.set_ready(False)
+        if not self._service.failed.done():
+            role.not_ready("stopping")
+        await server.stop(self._settings.shutdown_grace_ms / 1e3)
+        await self._service.stop()
+        if self._service.failed.done():
+            self._service.failed.result()

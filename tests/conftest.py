@@ -1,0 +1,18 @@
+"""What all tests share."""
+
+import os
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness whose seed is printed with a failure; WATERTOWER_TEST_SEED gives one."""
+    seed = int(os.environ.get("WATERTOWER_TEST_SEED", random.SystemRandom().randrange(2**32)))
+    print(f"seed {seed} (repeat with WATERTOWER_TEST_SEED={seed})")
+    return random.Random(seed)
