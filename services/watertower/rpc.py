@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
-from watertower.errors import BackendUnavailable, CallRefused, Reason, StartRefused, Violation
+from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, StartRefused, Violation
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -36,7 +36,7 @@ def service_handler(
 ) -> grpc.GenericRpcHandler:
     """The unary methods (by name) of one service (by its full name).
 
-    A method may raise CallRefused; BackendUnavailable becomes a refusal for the reason `unavailable`, to be repeated after
+    A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
     `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -76,8 +76,9 @@ def _behaviour(
             return response if isinstance(response, bytes) else response.SerializeToString()
         except CallRefused as error:
             return await _abort(context, error)
-        except BackendUnavailable as error:
-            log.warning("call.backend_unavailable", method=name, error=str(error))
+        except (BackendUnavailable, BackendRefused) as error:
+            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
+            log.warning("call.backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
             return await _abort(context, CallRefused(unavailable, retry_after_s=retry_after_s))
         except grpc.aio.AbortError:
             raise

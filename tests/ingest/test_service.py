@@ -11,7 +11,7 @@ from tests.ingest.harness import UNAVAILABLE, HeldLog, Ingest, SetClock, actor_i
 from watertower import failpoints
 from watertower.config import IngestSettings
 from watertower.core.positions import TOKEN_BYTES_MAX, Position, decode_position
-from watertower.errors import Reason
+from watertower.errors import BackendRefused, Reason
 from watertower.ingest.service import IngestService
 from watertower.v1.writer_pb2 import RecordEventsResponse
 
@@ -200,13 +200,14 @@ def test_a_failed_record_fails_its_calls_alone() -> None:
     asyncio.run(scenario())
 
 
-def test_a_log_that_refuses_at_once_fails_the_call_and_recovers() -> None:
+@pytest.mark.parametrize("error", [UNAVAILABLE, BackendRefused("the folder is read-only")])
+def test_a_log_that_refuses_at_once_fails_the_call_and_recovers(error: Exception) -> None:
     """An error of append itself is not acknowledged either; when the log works again, so does ingest."""
 
     async def scenario() -> None:
         log = HeldLog()
         async with serving(log) as ingest:
-            log.broken = UNAVAILABLE
+            log.broken = error
             refused = await refusal(record(ingest, actor_in(0), actor_in(1)))
             log.broken = None
             await record(ingest, actor_in(0))

@@ -120,11 +120,12 @@ def _selves_allowed(actors: Sequence[str], kinds: bytes, subjects: Sequence[str]
 def _by_partition(batch: EventBatch, partitions: int) -> dict[int, EventBatch]:
     if partitions == 1:
         return {0: batch}
-    rows: dict[int, list[tuple[str, int, str, str, int, int]]] = {}
+    rows: list[list[tuple[str, int, str, str, int, int]]] = [[] for _ in range(partitions)]
     for partition, row in zip(partitions_of(batch.actors, partitions), zip(*batch, strict=True), strict=True):
-        rows.setdefault(partition, []).append(row)
+        rows[partition].append(row)
     parts = {}
-    for partition, own in rows.items():
-        actors, kinds, subjects, refs, actives, occurred_at = zip(*own, strict=True)
-        parts[partition] = EventBatch(actors, bytes(kinds), subjects, refs, bytes(actives), occurred_at)
+    for partition, own in enumerate(rows):
+        if own:
+            actors, kinds, subjects, refs, actives, occurred_at = zip(*own, strict=True)
+            parts[partition] = EventBatch(actors, bytes(kinds), subjects, refs, bytes(actives), occurred_at)
     return parts
