@@ -1,0 +1,1 @@
+"""What proves a back end: the contract suites, run against it."""
