@@ -21,7 +21,7 @@ class Role:
 
     def __init__(self, name: str, niceness: int) -> None:
         self.name = name
-        self._stop_callbacks: list[Callable[[], None]] = []
+        self._stop_callbacks: list[Callable[[], object]] = []
         self.stopping = threading.Event()
         self._logger = structlog.get_logger("watertower.role")
         self._notify_fd: int | None = None
@@ -36,7 +36,7 @@ class Role:
         # Ctrl-C reaches the whole foreground group; a supervised role waits for its turn (SIGTERM) instead.
         signal.signal(signal.SIGINT, self._on_signal if notify is None else signal.SIG_IGN)
 
-    def on_stop(self, callback: Callable[[], None]) -> None:
+    def on_stop(self, callback: Callable[[], object]) -> None:
         """Calls `callback` once, from any thread, when the process should stop (at once if it already should)."""
         self._stop_callbacks.append(callback)
         if self.stopping.is_set():

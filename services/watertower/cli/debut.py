@@ -1,5 +1,6 @@
 """`watertower debut`: see the idea work on this machine."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,23 +45,24 @@ def debut(
     with tempfile.TemporaryDirectory(prefix="watertower-debut-") as temporary:
         home = keep or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
-        arguments = (plan, speed, reads_per_s, home / "data", live, SystemClock())
+
+        def start() -> dict[str, Any]:
+            return run(plan, speed, reads_per_s, home / "data", live, SystemClock())
+
         if json:
-            result = run(*arguments, lambda stage: None)
+            result = start()
             typer.echo(json_module.dumps(result))
         else:
-            result = _show(arguments, plan, live)
+            result = _show(start, plan, live)
     raise typer.Exit(0 if result["exact"] and not result["read_errors"] else 1)
 
 
-def _show(arguments: Any, plan: Any, live: Any) -> dict[str, Any]:
+def _show(start: Callable[[], dict[str, Any]], plan: Any, live: Any) -> dict[str, Any]:
     """Runs it with a live view, then prints the verdict."""
     from rich.console import Console, Group
     from rich.live import Live as Screen
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
-
-    from watertower.debut.run import run
 
     console = Console()
     console.print(f"[bold]A debut:[/] {plan.preset.title}; here {plan.followers:,} followers, seed {plan.seed}")
@@ -86,7 +88,7 @@ def _show(arguments: Any, plan: Any, live: Any) -> dict[str, Any]:
             return Group(bar, table)
 
     with Screen(View(), console=console, refresh_per_second=4):
-        result = run(*arguments, lambda stage: None)
+        result = start()
     table = Table(title="recounted independently", show_header=True)
     for column in ("", "expected", "served", "edges in the store"):
         table.add_column(column, justify="right")

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -137,7 +136,9 @@ class Watcher:
         self._thread.join(30)
 
     def look(self) -> reader_pb2.GetCountsResponse:
-        response = self._stub.GetCounts(reader_pb2.GetCountsRequest(entity=STAR, metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=10)
+        response: reader_pb2.GetCountsResponse = self._stub.GetCounts(
+            reader_pb2.GetCountsRequest(entity=STAR, metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=10
+        )
         self.position = decode_position(response.freshness.position)
         self._live.counted = response.values[0]
         return response
@@ -164,16 +165,9 @@ class Watcher:
             self.error = error
 
 
-def run(
-    plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: Live, clock: Clock, on_stage: Callable[[str], None]
-) -> dict[str, Any]:
+def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: Live, clock: Clock) -> dict[str, Any]:
     """Runs a debut on a new data folder. Returns what `watertower debut --json` prints. Raises DebutFailed, grpc.RpcError."""
-
-    def stage(name: str) -> None:
-        live.phase = name
-        on_stage(name)
-
-    stage("starting ingest, projector and query as processes")
+    live.phase = "starting ingest, projector and query as processes"
     with (data.parent / "service.log").open("wb") as log:
         service = Service(data, log)
         readers: Readers | None = None
@@ -184,7 +178,7 @@ def run(
             seeded = seed_profiles(service.write, PROFILES, base_us)
             _until_visible(watcher, seeded, clock)
 
-            stage(f"reading {reads_per_s:.0f} times a second, before the surge")
+            live.phase = f"reading {reads_per_s:.0f} times a second, before the surge"
             readers = Readers(service.read, reads_per_s, plan.seed, live)
             readers.phase("warm")
             clock.sleep(1.0)
@@ -192,11 +186,11 @@ def run(
             clock.sleep(IDLE_S)
             live.read_before = dict(live.read_now)
 
-            stage("the surge")
+            live.phase = "the surge"
             readers.phase("surge")
             watcher.start()
             surge.run()
-            stage("everything is acknowledged; the projector catches up")
+            live.phase = "everything is acknowledged; the projector catches up"
             everything = Position(surge.generation, surge.positions)
             _until_visible(watcher, everything, clock, watching=True)
             visible_s = clock.monotonic_s() - surge.started_s
@@ -211,7 +205,7 @@ def run(
                 readers.kill()
             service.stop()
 
-    stage("recounting: every press once more, and every edge in the store")
+    live.phase = "recounting: every press once more, and every edge in the store"
     expected = recount(plan)
     edges = _recount_edges(data)
     accepted_s = surge.ended_s - surge.started_s
@@ -260,7 +254,8 @@ def _until_visible(watcher: Watcher, wanted: Position, clock: Clock, *, watching
 
 def _count(target: str, entity: str, metric: common_pb2.Metric) -> int:
     stub = reader_pb2_grpc.EngagementReaderStub(grpc.insecure_channel(target))
-    return stub.GetCounts(reader_pb2.GetCountsRequest(entity=entity, metrics=[metric]), timeout=10).values[0]
+    response: reader_pb2.GetCountsResponse = stub.GetCounts(reader_pb2.GetCountsRequest(entity=entity, metrics=[metric]), timeout=10)
+    return response.values[0]
 
 
 def _recount_edges(data: Path) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Sends the presses: calls of up to 500 events, several on their way at once, each repeated to the letter until it is acknowledged."""
 
+from __future__ import annotations
+
 import random
 import threading
 from collections import deque
@@ -47,7 +49,7 @@ class Surge:
     def run(self) -> None:
         """Sends everything; returns when everything is acknowledged. Raises grpc.RpcError for a refusal that is final."""
         self.started_s = self._clock.monotonic_s()
-        on_their_way: deque[tuple[writer_pb2.RecordEventsRequest, grpc.Future]] = deque()
+        on_their_way: deque[tuple[writer_pb2.RecordEventsRequest, grpc.Future[writer_pb2.RecordEventsResponse]]] = deque()
         for request in self._requests():
             for _ in range(2 if self._rng.random() < REPEATED_CALLS else 1):
                 if len(on_their_way) >= CALLS_ON_THEIR_WAY:
@@ -63,7 +65,7 @@ class Surge:
     def close(self) -> None:
         self._channel.close()
 
-    def _finish(self, request: writer_pb2.RecordEventsRequest, call: grpc.Future) -> None:
+    def _finish(self, request: writer_pb2.RecordEventsRequest, call: grpc.Future[writer_pb2.RecordEventsResponse]) -> None:
         attempt = 0
         while True:
             try:

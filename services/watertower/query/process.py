@@ -40,8 +40,8 @@ class QueryProcess:
         await self._service.start()
         server.set_ready(True)
         role.ready(address=f"{self._settings.read_host}:{port}")
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({stopped, self._service.failed}, return_when=asyncio.FIRST_COMPLETED)
+        self._service.failed.add_done_callback(lambda _: stop.set())
+        await stop.wait()
         server.set_ready(False)
         if not self._service.failed.done():
             role.not_ready("stopping")
