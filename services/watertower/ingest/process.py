@@ -2,10 +2,9 @@
 
 import asyncio
 
+from watertower.config import IngestSettings, ServiceSettings
 from watertower.datafolder import Lock
 from watertower.ingest.service import IngestService
-
-from watertower.config import IngestSettings, ServiceSettings
 from watertower.ports import LogWriter
 from watertower.role import Role
 from watertower.rpc import RpcServer
