@@ -22,8 +22,6 @@ from watertower.cli import output as output
 from watertower.cli import reads as reads
 from watertower.cli import roles as roles
 
-EXIT_INTERRUPTED = 130
-
 app = typer.Typer(
     name="watertower",
     help="Counts follows, likes and comments: takes the surge on a log, serves exact counts from memory.",
@@ -47,11 +45,11 @@ def run(arguments: Sequence[str]) -> int:
         code = app(list(arguments), prog_name="watertower", standalone_mode=False)
     except BrokenPipeError:
         return output.quiet_broken_pipe()
-    except (KeyboardInterrupt, typer.Abort):
-        return output.report_failure(output.CommandFailed("interrupted", code=EXIT_INTERRUPTED), as_json)
     except Exception as error:
         failure = output.explain(error)
         if failure is None:
             raise
         return output.report_failure(failure, as_json)
+    if code == output.EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+        return output.report_failure(output.CommandFailed("interrupted", code=code), as_json)
     return code if isinstance(code, int) else 0

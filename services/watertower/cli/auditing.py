@@ -2,12 +2,12 @@
 
 import contextlib
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from watertower.cli import output
+from watertower.cli.options import DEFAULT_DATA, Data
 
 if TYPE_CHECKING:
     from watertower.audit import Difference
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    data: Annotated[Path, typer.Option("--data", help="Data folder.", envvar="WATERTOWER_DATA")] = Path("watertower-data"),
+    data: Data = DEFAULT_DATA,
     limit: Annotated[int, typer.Option(min=0, help="Differences to print, at most; all are counted.")] = DIFFERENCES_SHOWN,
     json: output.Json = False,
 ) -> None:

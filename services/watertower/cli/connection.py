@@ -6,22 +6,14 @@ ends after a bounded time.
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
-import typer
 
+from watertower.cli.options import DEFAULT_WRITE_TARGET
 from watertower.cli.output import CommandFailed
 from watertower.core.backoff import full_jitter
 from watertower.ports import Clock
-
-WRITE_VARIABLE = "WATERTOWER_WRITE_TARGET"
-READ_VARIABLE = "WATERTOWER_READ_TARGET"
-
-WriteTarget = Annotated[str, typer.Option("--write-target", envvar=WRITE_VARIABLE, help="Address of the writer, HOST:PORT.")]
-ReadTarget = Annotated[str, typer.Option("--read-target", envvar=READ_VARIABLE, help="Address of the reader, HOST:PORT.")]
-DEFAULT_WRITE_TARGET = "127.0.0.1:50051"
-DEFAULT_READ_TARGET = "127.0.0.1:50052"
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 STATUS_KEY = "grpc-status-details-bin"

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from watertower.cli import output
+from watertower.cli.options import DEFAULT_DATA, Data
 from watertower.core.model import Kind, Metric
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 COUNTS_COLUMNS = ("entity", "metric", "value")
 EDGES_COLUMNS = ("actor", "kind", "subject", "ref", "state", "occurred_at")
 
-Data = Annotated[Path, typer.Option("--data", help="Data folder.", envvar="WATERTOWER_DATA")]
 Format = Annotated[str, typer.Option("--format", help="csv or ndjson.")]
 Output = Annotated[Path, typer.Option("--output", help="A file, or - for standard output.")]
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-def counts(data: Data = Path("watertower-data"), format_: Format = "csv", output_: Output = Path("-")) -> None:
+def counts(data: Data = DEFAULT_DATA, format_: Format = "csv", output_: Output = Path("-")) -> None:
     """Write every count: entity, metric (as in followers), value.
 
     Works beside a running service and without one.
@@ -40,7 +40,7 @@ def counts(data: Data = Path("watertower-data"), format_: Format = "csv", output
     _export(data, format_, output_, COUNTS_COLUMNS, count_rows)
 
 
-def edges(data: Data = Path("watertower-data"), format_: Format = "csv", output_: Output = Path("-")) -> None:
+def edges(data: Data = DEFAULT_DATA, format_: Format = "csv", output_: Output = Path("-")) -> None:
     """Write every edge, removed ones included: actor, kind, subject, ref, state, occurred_at (RFC 3339, UTC).
 
     Works beside a running service and without one.

@@ -107,10 +107,12 @@ class ImportRun:
         request = self._request
         began_us, began_s = self._clock.now_us(), self._clock.monotonic_s()
         before = self.state = self._begin(began_us)
-        source = Source(request.file, request.columns, KINDS[request.kind].needs_ref, request.header)
-        channel = connection.open_channel(request.write_target)
-        rejects = RejectsFile(request.rejects, before.rejects_bytes)
-        with contextlib.closing(source), contextlib.closing(channel), contextlib.closing(rejects):
+        with contextlib.ExitStack() as opened:
+            channel = opened.enter_context(contextlib.closing(connection.open_channel(request.write_target)))
+            source = opened.enter_context(
+                contextlib.closing(Source(request.file, request.columns, KINDS[request.kind].needs_ref, request.header))
+            )
+            rejects = opened.enter_context(contextlib.closing(RejectsFile(request.rejects, before.rejects_bytes)))
             maker = EventMaker(
                 kind=request.kind,
                 active=request.active,
@@ -120,7 +122,7 @@ class ImportRun:
                 base_time=before.base_time,
                 latest_us=began_us + AHEAD_US_MAX,
             )
-            stub = writer_pb2_grpc.EngagementWriterStub(channel)  # type: ignore[no-untyped-call]  # generated
+            stub = writer_pb2_grpc.EngagementWriterStub(channel)
             self._send_all(maker, source, stub, rejects)
         accepted_s = self._clock.monotonic_s() - began_s
         self._on_progress()
@@ -144,7 +146,7 @@ class ImportRun:
         }
 
     def _begin(self, now_us: int) -> ImportState:
-        """The state to start from, written before anything is sent: a retry after a kill must find the base time."""
+        """The state to start from."""
         request = self._request
         base_time = now_us if request.base_time is None else request.base_time
         fresh = ImportState(import_state.fingerprint(request.file), request.identity(), base_time)
@@ -155,14 +157,18 @@ class ImportRun:
             self._note(f"continuing the import that was cut off after {state.rows:,} rows (--restart begins anew)")
         if state.position:
             self._resumed = self._position = decode_position(bytes.fromhex(state.position))
-        import_state.save(request.state, state)
         return state
 
     def _send_all(self, maker: EventMaker, source: Source, stub: writer_pb2_grpc.EngagementWriterStub, rejects: RejectsFile) -> None:
         in_flight: deque[tuple[Batch, Future[_Sent]]] = deque()
+        begun = False
         pool = ThreadPoolExecutor(CALLS_IN_FLIGHT_MAX, thread_name_prefix="import")
         try:
             for batch in maker.batches(source.rows(self.state.offset, self.state.line)):
+                if not begun:
+                    # Before anything is sent: after a kill, the same command must find the base time.
+                    import_state.save(self._request.state, self.state)
+                    begun = True
                 in_flight.append((batch, pool.submit(self._send, stub, batch)))
                 self.consumed_bytes = source.consumed_bytes()
                 if len(in_flight) >= CALLS_IN_FLIGHT_MAX:
@@ -177,7 +183,8 @@ class ImportRun:
             with contextlib.suppress(Exception, CancelledError):  # the error that is under way already
                 while in_flight:
                     self._settle_oldest(in_flight, rejects)
-            import_state.save(self._request.state, self.state)
+            if begun:
+                import_state.save(self._request.state, self.state)
 
     def _send(self, stub: writer_pb2_grpc.EngagementWriterStub, batch: Batch) -> _Sent:
         """In a thread of the pool: one call, repeated without the rows that the service refuses."""
@@ -258,7 +265,7 @@ class ImportRun:
             return
         request = self._request
         with contextlib.closing(connection.open_channel(request.read_target)) as channel:
-            stub = reader_pb2_grpc.EngagementReaderStub(channel)  # type: ignore[no-untyped-call]  # generated
+            stub = reader_pb2_grpc.EngagementReaderStub(channel)
             probe = reader_pb2.GetCountsRequest(entity=PROBE_ENTITY, metrics=[common_pb2.METRIC_FOLLOWERS])
             seen, seen_s = b"", self._clock.monotonic_s()
             self._stop.clear()

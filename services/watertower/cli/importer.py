@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from watertower.cli import output
-from watertower.cli.connection import DEFAULT_READ_TARGET, DEFAULT_WRITE_TARGET, ReadTarget, WriteTarget
-from watertower.cli.kinds import KindOption
+from watertower.cli.options import DEFAULT_READ_TARGET, DEFAULT_WRITE_TARGET, KindOption, ReadTarget, WriteTarget
 from watertower.core.model import KINDS, Kind
 
 if TYPE_CHECKING:
@@ -90,7 +89,11 @@ def import_(
     rng = random.Random()  # noqa: S311 - jitter
     with _progress(file, shown=not json) as on_progress:
         run = import_run.ImportRun(request, SystemClock(), rng, lambda text: output.note(text, json), lambda: on_progress(run))
-        summary = run.run()
+        try:
+            summary = run.run()
+        except KeyboardInterrupt as error:
+            rows = f"after {run.state.rows:,} rows: run the same command again to go on"
+            raise output.CommandFailed(f"interrupted {rows}", code=output.EXIT_INTERRUPTED) from error
     if json:
         output.print_json(summary)
     else:

@@ -10,6 +10,7 @@ import typer
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output, errors as JSON on standard error.")]
 """The option that every command with results has."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from watertower.cli import output
-from watertower.cli.connection import DEFAULT_READ_TARGET, ReadTarget
-from watertower.cli.kinds import KindOption, MetricsOption
+from watertower.cli.options import DEFAULT_READ_TARGET, KindOption, MetricsOption, ReadTarget
 from watertower.core.model import Kind, Metric
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _reader(target: str) -> "Iterator[Callable[[str, Any], Any]]":
 
     clock, rng = SystemClock(), random.Random()  # noqa: S311 - jitter
     with contextlib.closing(connection.open_channel(target)) as channel:
-        stub = reader_pb2_grpc.EngagementReaderStub(channel)  # type: ignore[no-untyped-call]  # generated
+        stub = reader_pb2_grpc.EngagementReaderStub(channel)
         yield lambda method, request: connection.call(getattr(stub, method), request, target, connection.READ_POLICY, clock, rng)
 
 

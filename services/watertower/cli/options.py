@@ -1,10 +1,21 @@
-"""Kinds and metrics on the command line: lower-case names of the one table in core.model."""
+"""Options that several commands share: targets, the data folder, kinds and metrics (lower-case names of the one table in core.model)."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from watertower.core.model import Kind, Metric
+
+WRITE_VARIABLE = "WATERTOWER_WRITE_TARGET"
+READ_VARIABLE = "WATERTOWER_READ_TARGET"
+DEFAULT_WRITE_TARGET = "127.0.0.1:50051"
+DEFAULT_READ_TARGET = "127.0.0.1:50052"
+DEFAULT_DATA = Path("watertower-data")
+
+WriteTarget = Annotated[str, typer.Option("--write-target", envvar=WRITE_VARIABLE, help="Address of the writer, HOST:PORT.")]
+ReadTarget = Annotated[str, typer.Option("--read-target", envvar=READ_VARIABLE, help="Address of the reader, HOST:PORT.")]
+Data = Annotated[Path, typer.Option("--data", envvar="WATERTOWER_DATA", help="Data folder.")]
 
 KIND_NAMES = {kind.name.lower(): kind for kind in Kind}
 METRIC_NAMES = {metric.name.lower(): metric for metric in Metric}
