@@ -16,14 +16,13 @@ stored with the position of that prefix in the same cell. Such a write either eq
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from watertower.core.buckets import bucket_of, is_boundary
 from watertower.core.edge import wins
 from watertower.core.model import (
     KINDS,
     NO_SHARD,
-    Crossing,
     Edge,
     EdgeKey,
     ListChange,
@@ -68,15 +67,6 @@ class Flush(NamedTuple):
     published: dict[ShardKey, Shard]  # every touched shard, also those found already at or past `end`
 
 
-class _Running:
-    """A shard while the flush adds to it."""
-
-    __slots__ = ("counted_from", "crossings", "gained", "value")
-
-    def __init__(self, shard: Shard) -> None:
-        self.value, self.gained, self.crossings, self.counted_from = shard
-
-
 def touched(records: Iterable[Record]) -> Touched:
     """Every edge and every shard that the records' events belong to."""
     edges: dict[EdgeKey, None] = {}
@@ -101,67 +91,66 @@ def fold(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mappi
     lists: dict[ListKey, ListChange] = {}
 
     for partition, offset, _, _, batch in records:
+        added, removed = ListChange(True, offset), ListChange(False, offset)
         for index, (actor, kind, subject, ref, active, at) in enumerate(zip(*batch, strict=True)):
             edge_key = (actor, kind, subject, ref)
             subject_key = (subject, _SUBJECT_METRIC[kind], partition)
             actor_key = (actor, _ACTOR_METRIC[kind], partition)
-            of_subject = running.get(subject_key)
-            if of_subject is None:
-                of_subject = running[subject_key] = _Running(shards.get(subject_key, NO_SHARD))
-            of_actor = running.get(actor_key)
-            if of_actor is None:
-                of_actor = running[actor_key] = _Running(shards.get(actor_key, NO_SHARD))
+            of_subject = running.get(subject_key) or running.setdefault(subject_key, list(shards.get(subject_key, NO_SHARD)))
+            of_actor = running.get(actor_key) or running.setdefault(actor_key, list(shards.get(actor_key, NO_SHARD)))
 
             current = edges.get(edge_key)
             if current is not None:
-                if current.offset > of_subject.counted_from:
-                    raise ShardBehindEdge(edge_key, current.offset, subject_key, of_subject.counted_from)
-                if current.offset > of_actor.counted_from:
-                    raise ShardBehindEdge(edge_key, current.offset, actor_key, of_actor.counted_from)
+                if current.offset > of_subject[_OFFSET]:
+                    raise ShardBehindEdge(edge_key, current.offset, subject_key, of_subject[_OFFSET])
+                if current.offset > of_actor[_OFFSET]:
+                    raise ShardBehindEdge(edge_key, current.offset, actor_key, of_actor[_OFFSET])
                 if offset <= current.offset:
                     continue  # the edge already shows it
             current = changed.get(edge_key, current)
-            if not wins(bool(active), at, current):
+            if not wins(active, at, current):
                 continue
 
-            was_active = current is not None and current.active
-            if active:
-                if was_active and current is not None:
-                    # Set ACTIVE again, later: no count moves, the row moves up within its bucket.
-                    bucket = current.bucket
-                    lists[subject, kind, partition, bucket, current.occurred_at, actor, ref] = ListChange(False, offset)
-                else:
-                    bucket = bucket_of(of_subject.crossings, offset, index)
-                    _add(of_subject, +1, offset, index)
-                    _add(of_actor, +1, offset, index)
-                lists[subject, kind, partition, bucket, at, actor, ref] = ListChange(True, offset)
-            else:
-                bucket = 0
-                if was_active and current is not None:
-                    lists[subject, kind, partition, current.bucket, current.occurred_at, actor, ref] = ListChange(False, offset)
+            if current is not None and current.active:
+                # Set ACTIVE again, later: no count moves, the row moves up within its bucket. Removed: the row goes.
+                bucket = current.bucket
+                lists[subject, kind, partition, bucket, current.occurred_at, actor, ref] = removed
+                if not active:
                     _add(of_subject, -1, offset, index)
                     _add(of_actor, -1, offset, index)
-            changed[edge_key] = Edge(bool(active), at, bucket, offset)
+            elif active:
+                bucket = bucket_of(of_subject[_CROSSINGS], offset, index)
+                _add(of_subject, +1, offset, index)
+                _add(of_actor, +1, offset, index)
+            else:
+                bucket = 0
+            if active:
+                lists[subject, kind, partition, bucket, at, actor, ref] = added
+            changed[edge_key] = Edge(active == 1, at, bucket, offset)
 
     written: dict[ShardKey, Shard] = {}
-    published: dict[ShardKey, Shard] = {}
-    for key, shard in running.items():
+    ahead: dict[ShardKey, Shard] = {}
+    for key, (value, gained, crossings, counted_to) in running.items():
         end = progress[key[2]].end
-        if shard.counted_from >= end:
-            published[key] = shards[key]
+        if counted_to >= end:
+            ahead[key] = shards[key]
         else:
             # Also when the net change is zero: "touched means written" is what the skip rule of a replay relies on.
-            published[key] = written[key] = Shard(shard.value, shard.gained, shard.crossings, end)
-    return Flush(written, lists, changed, progress, published)
+            written[key] = Shard(value, gained, crossings, end)
+    return Flush(written, lists, changed, progress, written | ahead)
+
+
+# A shard while the flush adds to it: the columns of Shard, in a list. `offset` stays what was read: up to where the value counts.
+_Running: TypeAlias = list[Any]
+_VALUE, _GAINED, _CROSSINGS, _OFFSET = range(4)
 
 
 def _add(shard: _Running, delta: int, offset: int, index: int) -> None:
     """Adds a transition to a shard, unless the value read already contains it."""
-    if offset <= shard.counted_from:
+    if offset <= shard[_OFFSET]:
         return
-    shard.value += delta
+    shard[_VALUE] += delta
     if delta > 0:
-        shard.gained += 1
-        if is_boundary(shard.gained):
-            crossing: Crossing = (offset, index)
-            shard.crossings = (*shard.crossings, crossing)
+        shard[_GAINED] += 1
+        if is_boundary(shard[_GAINED]):
+            shard[_CROSSINGS] = (*shard[_CROSSINGS], (offset, index))
