@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -86,15 +87,14 @@ class FakeService(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Enga
     def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
         self._reading("BatchGetCounts", request, context)
         response = reader_pb2.BatchGetCountsResponse()
-        active = self._active()
+        totals: Counter[tuple[str, int]] = Counter()
+        for actor, kind, subject, _ in self._active():
+            rule = KINDS[Kind(kind)]
+            totals[subject, rule.subject_metric] += 1
+            totals[actor, rule.actor_metric] += 1
         for index, entity in enumerate(request.entities):
-            values = dict.fromkeys(Metric, 0)
-            for actor, kind, subject, _ in active:
-                rule = KINDS[Kind(kind)]
-                values[rule.subject_metric] += subject == entity
-                values[rule.actor_metric] += actor == entity
-            response.counts.add(values=[values[Metric(m)] for m in request.metrics])
-            if not any(values.values()):
+            response.counts.add(values=[totals[entity, m] for m in request.metrics])
+            if not any(totals[entity, metric] for metric in Metric):
                 response.exceptions.add(index=index, known=False)
         self._freshness(response.freshness)
         return response

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     as_json = output.wants_json(arguments)
     try:
         code = app(list(arguments), prog_name="watertower", standalone_mode=False)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is what typer makes of the former, and of nothing else here
         return output.quiet_broken_pipe()
     except Exception as error:
         failure = output.explain(error)

@@ -1,0 +1,106 @@
+"""Errors and exit codes of the command line as a whole."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.conftest import Watertower
+from watertower.cli import export, importer, output, reads
+from watertower.errors import BackendUnavailable, CallRefused, Reason, StartRefused
+
+
+@pytest.mark.parametrize("arguments", [[], ["list"], ["export"]])
+def test_a_group_without_a_command_prints_help(watertower: Watertower, arguments: list[str]) -> None:
+    """Naming no command prints the help; as bad usage it exits with 2, without an error line."""
+    result = watertower(*arguments)
+    assert result.code == 2
+    assert "Usage:" in result.out + result.err
+    assert "watertower:" not in result.err
+
+
+def test_help(watertower: Watertower) -> None:
+    """--help names every command and exits with 0."""
+    result = watertower("--help")
+    assert result.code == 0
+    for command in ("serve", "ingest", "projector", "query", "config", "import", "counts", "edges", "list", "export", "audit", "debut"):
+        assert command in result.out
+
+
+@pytest.mark.parametrize("arguments", [["wave"], ["counts"], ["counts", "x", "--wave"], ["counts", "x", "--metric", "waves"]])
+def test_bad_usage_is_one_line(watertower: Watertower, arguments: list[str]) -> None:
+    """Bad usage: one line on standard error, exit code 2; with --json one object."""
+    result = watertower(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("watertower: ")
+    assert len(result.err.splitlines()) == 1
+    result = watertower(*arguments, "--json")
+    assert result.code == 2
+    assert json.loads(result.err)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (StartRefused("the folder is newer: upgrade"), "the folder is newer: upgrade"),
+        (CallRefused(Reason.QUEUE_FULL, retry_after_s=1), "the queue for the log is full"),
+        (BackendUnavailable("there is no store yet"), "there is no store yet; try again"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+    ],
+)
+def test_expected_errors_are_one_line(watertower: Watertower, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+    """Errors that the service is made to raise never show a traceback."""
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(export, "_export", fail)
+    result = watertower("export", "counts")
+    assert result.code == 1
+    assert text in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_unexpected_errors_keep_their_traceback(watertower: Watertower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug is not dressed up as an error of the user."""
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(export, "_export", fail)
+    with pytest.raises(ZeroDivisionError):
+        watertower("export", "counts")
+
+
+def test_json_after_the_end_of_options_is_an_id() -> None:
+    """`counts -- --json` asks for the counts of the id `--json`."""
+    assert output.wants_json(["counts", "x", "--json"])
+    assert not output.wants_json(["counts", "--", "--json"])
+
+
+def test_exit_codes_are_distinct() -> None:
+    """A script can tell the outcomes apart."""
+    assert len({0, output.EXIT_FAILED, output.EXIT_USAGE, importer.EXIT_REJECTS, output.EXIT_INTERRUPTED}) == 5
+
+
+def test_starting_is_quick() -> None:
+    """Importing the command line loads none of the heavy libraries: they are loaded by the commands that need them."""
+    heavy = {"grpc", "rich", "pydantic_settings", "google.protobuf", "rocksdict"}
+    code = f"import sys, watertower.cli; print(*({heavy} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_times_are_rfc_3339() -> None:
+    """Microseconds are kept, before 1970 too."""
+    assert output.time_text(1_767_323_045_000_006) == "2026-01-02T03:04:05.000006Z"
+    assert output.time_text(-1) == "1969-12-31T23:59:59.999999Z"
+
+
+def test_limits_fit_the_service() -> None:
+    """A call of the command line is never larger than the service takes."""
+    from watertower.validation import ENTITIES_MAX, PAGE_SIZE_MAX, SUBJECTS_MAX
+
+    assert min(ENTITIES_MAX, SUBJECTS_MAX) >= reads.ENTITIES_PER_CALL_MAX
+    assert PAGE_SIZE_MAX >= reads.PAGE_SIZE_MAX

@@ -1,0 +1,236 @@
+"""`watertower counts`, `edges` and `list`, and how calls are repeated and fail."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.cli.conftest import Watertower
+from tests.cli.fakes import Event, FakeService, Refusal
+from watertower.cli import connection
+from watertower.cli.connection import CallFailed, RetryPolicy
+from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc
+
+T = 1_767_323_045_000_006
+
+
+@pytest.fixture(autouse=True)
+def recorded(service: FakeService) -> None:
+    """2,500 followers of star; ann also likes and comments; one id begins with a dash."""
+    service.recorded.append([Event(f"fan{n:04}", 1, "star", "", 1, T + n) for n in range(2_500)])
+    service.recorded.append([Event("ann", 2, "post", "", 1, T), Event("ann", 3, "post", "c1", 1, T), Event("-x", 1, "star", "", 1, T - 1)])
+    service.offset = 2
+
+
+def test_counts(client: Watertower) -> None:
+    """A row per id, in order, with all metrics and whether the id is known; freshness below."""
+    result = client("counts", "star", "ann", "nobody")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0].split() == [
+        "entity",
+        "followers",
+        "following",
+        "likes",
+        "likes_given",
+        "comments",
+        "comments_written",
+        "known",
+    ]
+    assert [line.split() for line in lines[2:5]] == [
+        ["star", "2,501", "0", "0", "0", "0", "0", "yes"],
+        ["ann", "0", "0", "0", "1", "0", "1", "yes"],
+        ["nobody", "0", "0", "0", "0", "0", "0", "no"],
+    ]
+    assert lines[-1] == "as of 2023-11-14T22:13:20.000000Z"
+
+
+def test_counts_for_machines(client: Watertower) -> None:
+    """--json is one object; --metric chooses, in order; ids that begin with a dash stand after --."""
+    result = client("counts", "--json", "--metric", "following", "--metric", "followers", "--", "-x", "star")
+    assert result.json["entities"] == [
+        {"entity": "-x", "known": True, "following": 1, "followers": 0},
+        {"entity": "star", "known": True, "following": 0, "followers": 2_501},
+    ]
+    assert result.json["freshness"]["stale"] is False
+    assert bytes.fromhex(result.json["freshness"]["position"])
+
+
+def test_counts_of_many(client: Watertower, service: FakeService) -> None:
+    """More than 1,000 ids are asked for in several calls and answered in one table."""
+    result = client("counts", "--json", "--metric", "following", *(f"fan{n:04}" for n in range(1_001)))
+    assert [len(request.entities) for request in service.reads] == [1_000, 1]
+    assert [row["following"] for row in result.json["entities"]] == [1] * 1_001
+
+
+def test_markup_in_an_id_is_text(client: Watertower) -> None:
+    """An id is printed as it is, also where the table's renderer would see markup."""
+    assert "[bold]x[/bold]" in client("counts", "[bold]x[/bold]").out
+
+
+def test_edges(client: Watertower) -> None:
+    """A row per subject, in order; kinds are told apart."""
+    result = client("edges", "ann", "post", "star", "--kind", "like", "--json")
+    assert result.json["edges"] == [{"subject": "post", "active": True}, {"subject": "star", "active": False}]
+    assert (result.json["actor"], result.json["kind"]) == ("ann", "like")
+    table = client("edges", "fan0001", "star", "post").out.splitlines()
+    assert [line.split() for line in table[2:4]] == [["fan0001", "follow", "star", "yes"], ["fan0001", "follow", "post", "no"]]
+
+
+def test_lists_come_page_by_page(client: Watertower, service: FakeService) -> None:
+    """A list is printed whole, newest first, in as many pages as it takes."""
+    result = client("list actors", "star", "--json")
+    assert len(service.reads) == 3
+    assert [row["actor"] for row in result.rows] == [*(f"fan{n:04}" for n in reversed(range(2_500))), "-x"]
+    assert result.rows[-2]["occurred_at"] == "2026-01-02T03:04:05.000006Z"
+
+
+def test_lists_end_at_their_limit(client: Watertower, service: FakeService) -> None:
+    """--limit ends the list without asking for more than it prints."""
+    result = client("list actors", "star", "--limit", 5, "--page-size", 3)
+    assert [request.page_size for request in service.reads] == [3, 2]
+    assert [line.split()[1] for line in result.out.splitlines()] == [f"fan{n}" for n in range(2_499, 2_494, -1)]
+
+
+def test_lists_of_subjects(client: Watertower) -> None:
+    """What an actor acted on; a comment shows its ref."""
+    assert client("list subjects", "ann", "--kind", "comment", "--json").rows == [
+        {"subject": "post", "ref": "c1", "occurred_at": "2026-01-02T03:04:05.000006Z"}
+    ]
+    assert client("list subjects", "ann", "--kind", "comment").out == "2026-01-02T03:04:05.000006Z  post  c1\n"
+
+
+def test_nothing_answers(watertower: Watertower) -> None:
+    """Without a service: exit code 1 and one line that says how to start one; with --json the same as an object."""
+    result = watertower("counts", "ann", "--read-target", "127.0.0.1:1")
+    assert (result.code, result.out) == (1, "")
+    assert "nothing answers at 127.0.0.1:1" in result.err
+    assert "watertower serve" in result.err
+    assert len(result.err.splitlines()) == 1
+    result = watertower("counts", "ann", "--read-target", "127.0.0.1:1", "--json")
+    assert (result.code, json.loads(result.err)["status"]) == (1, "UNAVAILABLE")
+
+
+def test_a_refused_call(client: Watertower, service: FakeService) -> None:
+    """What the service refuses is said in its words, not repeated, and its reason is there for machines."""
+    service.on_read = lambda method: Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT, "entities[0] must be 1 to 128 bytes of UTF-8", (("entities[0]", "…"),), "ID_LENGTH"
+    )
+    result = client("counts", "x", "--json")
+    assert result.code == 1
+    error = json.loads(result.err)
+    assert "entities[0] must be 1 to 128 bytes of UTF-8" in error["error"]
+    assert (error["status"], error["reason"]) == ("INVALID_ARGUMENT", "ID_LENGTH")
+    assert len(service.reads) == 1
+
+
+def test_targets_come_from_the_environment(watertower: Watertower, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WATERTOWER_READ_TARGET stands in for --read-target."""
+    monkeypatch.setenv("WATERTOWER_READ_TARGET", target)
+    assert watertower("counts", "star", "--json").json["entities"][0]["followers"] == 2_501
+
+
+class SteppedClock:
+    """A clock that only moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.sleeps: list[float] = []
+
+    def now_us(self) -> int:
+        return int(self.now_s * 1e6)
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now_s += seconds
+
+
+@pytest.fixture
+def stub(target: str) -> Iterator[Any]:
+    channel = connection.open_channel(target)
+    yield reader_pb2_grpc.EngagementReaderStub(channel)
+    channel.close()
+
+
+REQUEST = reader_pb2.GetCountsRequest(entity="star", metrics=[common_pb2.METRIC_FOLLOWERS])
+
+
+def failing(service: FakeService, *refusals: Refusal) -> None:
+    left = list(refusals)
+    service.on_read = lambda method: left.pop(0) if left else None
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_what_may_help_is_repeated(service: FakeService, stub: Any, status: grpc.StatusCode) -> None:
+    """UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED are repeated, with full jitter that grows."""
+    failing(service, *[Refusal(status)] * 5)
+    clock, policy = SteppedClock(), RetryPolicy(base_s=0.1, cap_s=1.0)
+    connection.call(stub.GetCounts, REQUEST, "t", policy, clock, random.Random(1))
+    assert len(service.reads) == 6
+    assert all(0 <= wait <= min(1.0, 0.1 * 2**n) for n, wait in enumerate(clock.sleeps))
+    assert len(set(clock.sleeps)) == 5
+
+
+@pytest.mark.parametrize(
+    ("refusal", "at_least_s"),
+    [
+        (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="700"), 0.7),
+        (Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_s=0.6), 0.6),
+        (Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_s=0.6, pushback="800"), 0.8),
+    ],
+)
+def test_the_service_says_how_long_to_wait(service: FakeService, stub: Any, refusal: Refusal, at_least_s: float) -> None:
+    """Pushback metadata and RetryInfo are the least wait; jitter comes on top, so that shed callers do not come back together."""
+    failing(service, refusal)
+    clock = SteppedClock()
+    connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(), clock, random.Random(1))
+    assert at_least_s < clock.sleeps[0] < at_least_s + 0.05
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(grpc.StatusCode.UNAVAILABLE, pushback="-1"),
+        Refusal(grpc.StatusCode.INVALID_ARGUMENT),
+        Refusal(grpc.StatusCode.INTERNAL),
+    ],
+)
+def test_what_cannot_help_is_not_repeated(service: FakeService, stub: Any, refusal: Refusal) -> None:
+    """A negative pushback, and every other status, ends the call at once."""
+    failing(service, refusal)
+    with pytest.raises(CallFailed) as failed:
+        connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(), SteppedClock(), random.Random(1))
+    assert failed.value.status is refusal.status
+    assert len(service.reads) == 1
+
+
+def test_retries_are_bounded_in_number_and_time(service: FakeService, stub: Any) -> None:
+    """A call ends after attempts_max attempts, and before it would wait beyond total_s."""
+    service.on_read = lambda method: Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0)
+    with pytest.raises(CallFailed):
+        connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(attempts_max=3), SteppedClock(), random.Random(1))
+    assert len(service.reads) == 3
+    clock = SteppedClock()
+    with pytest.raises(CallFailed):
+        connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(total_s=5.5, cap_s=0.01), clock, random.Random(1))
+    assert clock.now_s <= 5.5
+    assert len(clock.sleeps) == 5
+
+
+def test_a_deadline_bounds_an_attempt(service: FakeService, stub: Any) -> None:
+    """An attempt that the service sits on ends at its deadline and is repeated."""
+    slow = [0.5, 0.0]
+
+    def on_read(method: str) -> None:
+        time.sleep(slow.pop(0))
+
+    service.on_read = on_read
+    connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(deadline_s=0.2), SteppedClock(), random.Random(1))
+    assert slow == []
