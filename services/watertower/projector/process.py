@@ -56,5 +56,5 @@ class ProjectorProcess:
 
     def _drain(self) -> None:
         deadline = self._clock.monotonic_s() + self._settings.shutdown_grace_ms / 1e3
-        while self._clock.monotonic_s() < deadline and self._projector.step().events:
+        while self._clock.monotonic_s() < deadline and not self._projector.step().wait_s:
             pass

@@ -86,7 +86,7 @@ class Projector:
             self._logger.warning("flush_failed", error=str(error), attempt=self._failures, retry_in_s=round(wait_s, 3))
             return Step(0, wait_s)
         self._failures = 0
-        return Step(events, 0.0 if events else self._settings.poll_idle_ms / 1e3)
+        return Step(events, 0.0 if records else self._settings.poll_idle_ms / 1e3)
 
     def close(self) -> None:
         """Hands the log its last commit. What is read but not applied stays in the log."""

@@ -1,0 +1,290 @@
+"""The projector's loop on a log in memory and the real embedded store: resumes, backs off, stops what it must, says how fresh it is."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from watertower import failpoints
+from watertower.backends.memory_log import MemoryLog
+from watertower.backends.rocksdb import RocksDbReader, RocksDbStore
+from watertower.codec import encode_batch
+from watertower.config import ProjectorSettings
+from watertower.core.model import EventBatch, Kind, Metric, Progress, Shard
+from watertower.errors import StartRefused
+from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+from watertower.projector.projector import Projector
+from watertower.testing.clock import FakeClock
+
+LOG = LogIdentity("log-1", 2)
+FLUSH_POINTS = [point for point in failpoints.POINTS if point.startswith("projector.") and point != "projector.after_commit"]
+
+
+def batch(*actors: str, subject: str = "star", active: bool = True, at: int = 1) -> EventBatch:
+    n = len(actors)
+    return EventBatch(list(actors), bytes([Kind.FOLLOW]) * n, [subject] * n, [""] * n, bytes([active]) * n, [at] * n)
+
+
+class Bench:
+    """A projector with its back ends, which can be restarted."""
+
+    def __init__(self, home: Path, **settings: int) -> None:
+        self.home, self.clock, self.log = home, FakeClock(), MemoryLog(LOG)
+        self.settings = ProjectorSettings(**settings)
+        self.offsets = [0, 0]
+        self.open()
+
+    def open(self) -> None:
+        self.store = RocksDbStore(self.home / "store", StoreIdentity(LOG, 1), 1 << 22, 1 << 22, 100)
+        self.projector = Projector(self.log, self.store, self.store.feed, self.settings, self.clock, random.Random(1))
+        self.reader = RocksDbReader(self.home / "store", self.home / "secondary", StoreIdentity(LOG, 1), 1 << 22)
+        self.reader.poll()
+
+    def restart(self) -> None:
+        self.close()
+        self.open()
+        self.projector.start()
+
+    def close(self) -> None:
+        self.reader.close()
+        self.store.close()
+
+    def append(self, partition: int, events: EventBatch) -> int:
+        return self.log.append(partition, encode_batch(events), self.clock.now_us()).result()
+
+    def drain(self) -> int:
+        total = 0
+        for _ in range(1_000):
+            step = self.projector.step()
+            total += step.events
+            self.clock.advance(step.wait_s)
+            if not step.events and step.wait_s == self.settings.poll_idle_ms / 1e3:
+                return total
+        raise AssertionError("the projector does not come to rest")
+
+    def followers(self) -> dict[int, Shard]:
+        self.reader.catch_up()
+        return {shard: row for (metric, shard), row in self.reader.read_entity("star").items() if metric == Metric.FOLLOWERS}
+
+    def messages(self) -> list[FeedMessage]:
+        return self.reader.poll()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    failpoints.disarm()
+    bench.close()
+
+
+def test_a_flush_covers_all_partitions_and_is_published_with_its_ranges(bench: Bench) -> None:
+    """One step applies the records of both partitions; the feed carries absolute values, positions and (after, end]."""
+    bench.projector.start()
+    bench.append(0, batch("a", "b"))
+    bench.append(0, batch("c"))
+    bench.append(1, batch("d"))
+    assert bench.projector.step().events == 4
+    assert bench.followers() == {0: Shard(3, 3, (), 1), 1: Shard(1, 1, (), 0)}
+    messages = {m.partition: m for m in bench.messages()}
+    assert {(m.partition, m.after, m.end) for m in messages.values()} == {(0, -1, 1), (1, -1, 0)}
+    star = messages[0].entities.index("star")
+    assert (messages[0].metrics[star], messages[0].values[star], messages[0].offsets[star]) == (Metric.FOLLOWERS, 3, 1)
+
+
+def test_it_resumes_from_progress_and_counts_nothing_twice(bench: Bench) -> None:
+    """After a restart the store's progress decides where to go on, not what was committed to the log."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.drain()
+    bench.restart()
+    bench.append(0, batch("b"))
+    bench.append(0, batch("a"))  # the same event once more
+    assert bench.drain() == 2
+    assert bench.followers() == {0: Shard(2, 2, (), 2)}
+
+
+@pytest.mark.parametrize("point", FLUSH_POINTS)
+def test_a_flush_that_fails_at_any_step_is_repeated_and_counts_once(bench: Bench, point: str) -> None:
+    """The step backs off with full jitter and tries again from progress; another restart on top changes nothing."""
+    bench.projector.start()
+    bench.append(0, batch("a", "b"))
+    failpoints.arm(f"{point}=error:1")
+    step = bench.projector.step()
+    assert step.events == 0
+    assert 0 <= step.wait_s <= bench.settings.retry_cap_ms / 1e3
+    failpoints.disarm()
+    bench.drain()
+    bench.restart()
+    bench.drain()
+    assert bench.followers() == {0: Shard(2, 2, (), 0)}
+
+
+def test_retries_wait_longer_up_to_the_cap(tmp_path: Path) -> None:
+    """Reaches retry_cap_ms: no wait is longer, and later ones use the whole interval."""
+    bench = Bench(tmp_path, retry_base_ms=10, retry_cap_ms=80)
+    try:
+        bench.projector.start()
+        bench.append(0, batch("a"))
+        failpoints.arm("projector.after_fold=error:1")
+        waits = [bench.projector.step().wait_s for _ in range(60)]
+        assert waits[0] <= 0.010
+        assert 0.040 < max(waits) <= 0.080
+        failpoints.disarm()
+        bench.drain()
+        assert bench.followers() == {0: Shard(1, 1, (), 0)}
+    finally:
+        failpoints.disarm()
+        bench.close()
+
+
+def test_a_flush_takes_whole_records_up_to_its_limit(tmp_path: Path) -> None:
+    """Reaches flush_events_max: 3 records of 2 events, limit 4: two records, then one. A larger record goes alone."""
+    bench = Bench(tmp_path, flush_events_max=4)
+    try:
+        bench.projector.start()
+        for names in (("a", "b"), ("c", "d"), ("e", "f"), tuple("ghijklm")):
+            bench.append(0, batch(*names))
+        assert [bench.projector.step().events for _ in range(4)] == [4, 2, 7, 0]
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("flush_records_max", 2), ("flush_bytes_max", 1)])
+def test_a_flush_reads_no_more_of_the_log_than_its_limits(tmp_path: Path, setting: str, value: int) -> None:
+    """Reaches flush_records_max and flush_bytes_max: at most that much is read ahead, and everything is applied in the end."""
+    bench = Bench(tmp_path, **{setting: value})
+    try:
+        bench.projector.start()
+        for name in "abcde":
+            bench.append(0, batch(name))
+        assert bench.projector.step().events <= 2
+        bench.drain()
+        assert bench.followers() == {0: Shard(5, 5, (), 4)}
+    finally:
+        bench.close()
+
+
+def test_a_record_that_cannot_be_decoded_stops_its_partition_only(bench: Bench) -> None:
+    """Upgrade projectors before ingest: skipping what one does not understand would lose events. The other partition goes on."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.log.append(0, b"from the future", bench.clock.now_us())
+    bench.append(0, batch("b"))
+    bench.append(1, batch("c"))
+    bench.drain()
+    bench.append(1, batch("d"))
+    bench.drain()
+    assert bench.followers() == {0: Shard(1, 1, (), 0), 1: Shard(2, 2, (), 1)}
+    assert list(bench.projector.stopped) == [0]
+    assert "offset 1" in bench.projector.stopped[0]
+
+
+def test_an_edge_ahead_of_its_shard_stops_its_partition_only(bench: Bench) -> None:
+    """The alarm: somebody lost a count row. Nothing more is written for that partition; the others go on."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.drain()
+    bench.store.write_derived({("star", int(Metric.FOLLOWERS), 0): Shard(0, 0, (), -1)}, {})
+    bench.store.sync()
+    bench.append(0, batch("a", active=False, at=2))
+    bench.append(1, batch("c"))
+    bench.drain()
+    assert list(bench.projector.stopped) == [0]
+    assert "its shard" in bench.projector.stopped[0]
+    assert bench.projector.positions == {0: 0, 1: 0}
+
+
+def test_heartbeats_carry_the_time_when_there_is_nothing_to_do(bench: Bench) -> None:
+    """Every heartbeat_ms each partition without news says up to when it is known to have none; the range is empty."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.drain()
+    bench.messages()
+    bench.clock.advance(1.0)
+    before = bench.clock.now_us()
+    bench.projector.step()
+    beats = bench.messages()
+    assert {(m.partition, m.after, m.end) for m in beats} == {(0, 0, 0), (1, -1, -1)}
+    assert all(m.as_of == before for m in beats)
+    bench.projector.step()
+    assert bench.messages() == []  # not again before heartbeat_ms
+
+
+def test_a_stopped_partition_claims_no_freshness(bench: Bench) -> None:
+    """Its as_of stays where it stopped, so that answers become stale and say so."""
+    bench.projector.start()
+    bench.log.append(0, b"from the future", bench.clock.now_us())
+    bench.drain()
+    bench.clock.advance(1.0)
+    bench.messages()
+    bench.projector.step()
+    assert {m.partition for m in bench.messages()} == {1}
+
+
+def test_what_is_applied_is_committed_to_the_log(bench: Bench) -> None:
+    """At the latest on close; the record at `end` stays as proof of identity."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.append(0, batch("b"))
+    bench.drain()
+    bench.projector.close()
+    assert bench.log.record_at(0, 1) is not None
+    bench.restart()
+
+
+# --- what must hold before the first step
+
+
+def test_another_log_is_refused(bench: Bench) -> None:
+    """A re-created log has another id."""
+    bench.log = MemoryLog(LogIdentity("log-2", 2))
+    projector = Projector(bench.log, bench.store, bench.store.feed, bench.settings, bench.clock, random.Random(1))
+    with pytest.raises(StartRefused, match=r"made from log log-1 .* this is log log-2"):
+        projector.start()
+
+
+def test_a_rewound_log_is_refused(bench: Bench) -> None:
+    """Offsets were used again: the record at `progress` is not the one that was applied."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.drain()
+    bench.log = MemoryLog(LOG)
+    bench.append(0, batch("somebody-else"))
+    with pytest.raises(StartRefused, match="rewound"):
+        bench.restart()
+
+
+def test_a_log_that_is_older_than_the_store_is_refused(bench: Bench) -> None:
+    """The log lacks the record up to which the store has applied it."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.append(0, batch("b"))
+    bench.drain()
+    bench.log = MemoryLog(LOG)
+    bench.append(0, batch("a"))
+    with pytest.raises(StartRefused, match="older than the store"):
+        bench.restart()
+
+
+def test_a_log_that_starts_past_progress_is_refused(bench: Bench) -> None:
+    """What lies between is lost; going on from "earliest" would hide it."""
+    for name in "abc":
+        bench.append(0, batch(name))
+    bench.log.commit({0: 2})
+    assert bench.log.start(0) == 2
+    with pytest.raises(StartRefused, match=r"starts at offset 2 but the store has applied it only up to -1"):
+        bench.projector.start()
+
+
+def test_progress_is_what_the_store_holds(bench: Bench) -> None:
+    """`end` inclusive, the hash of the record, the time of its append."""
+    bench.projector.start()
+    appended_at = bench.clock.now_us()
+    bench.append(1, batch("a"))
+    bench.drain()
+    progress = bench.store.read_progress()
+    assert set(progress) == {1}
+    assert progress[1] == Progress(0, progress[1].record_id, appended_at)
+    assert len(progress[1].record_id) == 8
