@@ -40,7 +40,7 @@ def filled_store() -> FakeStore:
 
 async def in_process(service: QueryService, batch: int, metrics: Sequence[int], seconds: float) -> None:
     """From a parsed request to the response's bytes."""
-    rng = random.Random(1)  # noqa: S311 - not secrets
+    rng = random.Random(1)
     requests = [
         reader_pb2.BatchGetCountsRequest(entities=[f"account-{rng.randrange(ENTITIES):08d}" for _ in range(batch)], metrics=metrics)
         for _ in range(50)
@@ -58,7 +58,7 @@ async def in_process(service: QueryService, batch: int, metrics: Sequence[int], 
 
 async def over_grpc(port: int, batch: int, callers: int, seconds: float) -> None:
     """Callers that each wait for their answer before they ask again."""
-    rng = random.Random(2)  # noqa: S311 - not secrets
+    rng = random.Random(2)
     latencies: list[float] = []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = reader_pb2_grpc.EngagementReaderStub(channel)
@@ -111,7 +111,7 @@ async def main() -> None:
     for share in (0.0, 0.01, 1.0):
         feed(share)
     store = filled_store()
-    rng = random.Random(4)  # noqa: S311 - not secrets
+    rng = random.Random(4)
     service = QueryService(store, store, QuerySettings(), SystemClock(), rng, PARTITIONS)
     server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], message_bytes_max=1 << 20)
     port = await server.start()

@@ -269,5 +269,6 @@ class FeedReader(Protocol):
 
     def poll(self) -> list[FeedMessage]:
         """The messages since the last poll, each partition's in order. The first poll starts at the feed's end. Messages may be
-        missing (they are kept for a bounded time): the ranges show the gap. Does not wait."""
+        missing (they are kept for a bounded time): the ranges show the gap. Never ahead of the rows: whatever a StoreReader of the
+        same process reads after this returned, it sees at least what the messages say. Does not wait."""
         ...

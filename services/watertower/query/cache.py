@@ -8,8 +8,8 @@ Three rules keep an entry right, whatever the order in which loads and feed mess
 - A gap in the feed starts a new epoch. An entry whose load began in an earlier epoch may lack what the gap held, and is loaded again
   before it is served.
 
-Who drives it keeps two more: a load begins only in a view of the store that includes every message the cache was given before
-(`ports.FeedReader`), and the claim of freshness moves past a message only after all of its entries were applied.
+Who drives it keeps two more: a load reads a view of the store that includes every message the cache was given before it began
+(`ports.FeedReader.poll` promises it), and the claim of freshness moves past a message only after all of its entries were applied.
 """
 
 from collections import OrderedDict

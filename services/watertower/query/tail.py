@@ -73,7 +73,7 @@ class FeedTail:
 
     async def step(self) -> None:
         """One look at the feed."""
-        for message in await asyncio.get_running_loop().run_in_executor(self._pool, self._poll):
+        for message in await asyncio.get_running_loop().run_in_executor(self._pool, self._feed.poll):
             for _ in self.take(message):
                 await asyncio.sleep(0)
 
@@ -111,11 +111,6 @@ class FeedTail:
         self._feed.poll()
         self._reader.catch_up()
         return self._reader.read_progress()
-
-    def _poll(self) -> list[FeedMessage]:
-        """In the thread. Loads that begin from now on see at least what these messages say."""
-        self._reader.catch_up()
-        return self._feed.poll()
 
     def _advance(self, partition: int, end: int, as_of: int) -> None:
         self._as_of[partition] = max(self._as_of[partition], as_of)

@@ -1,0 +1,211 @@
+"""Store reads: one per entity, bounded, and what happens when the store fails."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.query.fakes import FakeClock, FakeStore, unavailable
+from tests.query.serving import until
+from watertower import failpoints
+from watertower.core.model import Metric
+from watertower.errors import BackendUnavailable, CallRefused, Reason
+from watertower.query.cache import CountsCache
+from watertower.query.loader import LOAD_ENTITIES_MAX, StoreReads
+
+FOLLOWERS = int(Metric.FOLLOWERS)
+
+
+def with_reads(
+    test: Callable[[StoreReads, FakeStore, CountsCache], Coroutine[Any, Any, None]], concurrent_max: int = 2, waiting_max: int = 10_000
+) -> None:
+    """Runs a test on an event loop of its own."""
+
+    async def run() -> None:
+        store, clock = FakeStore(), FakeClock()
+        cache = CountsCache(10_000, 60.0, 1.0, random.Random(0).random)
+        reads = StoreReads(store, cache, clock, concurrent_max, waiting_max, retry_after_s=0.5)
+        try:
+            await test(reads, store, cache)
+        finally:
+            store.open.set()
+            await reads.close()
+
+    asyncio.run(run())
+
+
+def test_a_thousand_callers_share_one_read() -> None:
+    """Single flight: however many wait for an entity, the store is asked once."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.write("star", FOLLOWERS, 0, 7, 1, 1)
+        store.open.clear()
+        callers = [asyncio.create_task(reads.load(["star"])) for _ in range(1_000)]
+        await until(lambda: store.concurrent == 1)
+        store.open.set()
+        answers = await asyncio.gather(*callers)
+        assert store.reads == ["star"]
+        assert {entries[0].totals[FOLLOWERS] for entries, complete in answers if complete} == {7}
+
+    with_reads(test)
+
+
+def test_a_caller_that_gives_up_takes_nobody_with_it() -> None:
+    """A shared read goes on when one of those who wait is cancelled."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        first, second = (asyncio.create_task(reads.load(["star"])) for _ in range(2))
+        await until(lambda: store.concurrent == 1)
+        first.cancel()
+        await asyncio.wait([first])
+        store.open.set()
+        assert (await second)[1]
+
+    with_reads(test)
+
+
+def test_many_cold_entities_take_few_hops() -> None:
+    """A batch goes into threads in loads of LOAD_ENTITIES_MAX, and answers in place."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        names = [f"e{number}" for number in range(1_000)]
+        for number, name in enumerate(names):
+            store.write(name, FOLLOWERS, 0, number, number, 1)
+        hops = 0
+        hop = reads._hop
+
+        def counting(job: Any) -> Any:
+            nonlocal hops
+            hops += 1
+            return hop(job)
+
+        reads._hop = counting  # type: ignore[method-assign] # to count
+        entries, complete = await reads.load(names)
+        assert complete
+        assert [entry.totals[FOLLOWERS] for entry in entries] == list(range(1_000))
+        assert sorted(store.reads) == sorted(names)
+        assert hops == 1_000 // LOAD_ENTITIES_MAX
+
+    with_reads(test)
+
+
+def test_at_most_so_many_reads_are_under_way() -> None:
+    """loads_concurrent_max holds for loads and other reads together, and is reached."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(reads.load([f"e{n}"])) for n in range(50)]
+        tasks += [asyncio.create_task(reads.read(lambda reader: reader.list_actors("star", 1, None, 10))) for _ in range(50)]
+        await until(lambda: store.concurrent == 2)
+        store.open.set()
+        await asyncio.gather(*tasks)
+        assert store.concurrent_seen_max == 2
+
+    with_reads(test, concurrent_max=2)
+
+
+def test_a_call_above_the_waiting_reads_is_shed_before_it_reads() -> None:
+    """loads_waiting_max: what fits is served later, what does not is refused at once and registers nothing."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        busy = [asyncio.create_task(reads.load([f"busy{n}"])) for n in range(2)]
+        await until(lambda: store.concurrent == 2)
+        waiting = asyncio.create_task(reads.load(["a", "b", "c"]))
+        listing = asyncio.create_task(reads.read(lambda reader: reader.list_actors("star", 1, None, 10)))
+        await asyncio.sleep(0)
+        for call in (reads.load(["d", "e"]), reads.load(["x", "y", "z", "a"])):
+            with pytest.raises(CallRefused) as refused:
+                await call
+            assert refused.value.reason is Reason.READS_FULL
+            assert refused.value.retry_after_s == 0.5
+        joined = asyncio.create_task(reads.load(["a", "b", "busy0"]))  # nothing new to read: welcome
+        last = asyncio.create_task(reads.load(["d"]))
+        await asyncio.sleep(0)
+        with pytest.raises(CallRefused):
+            await reads.read(lambda reader: reader.list_actors("star", 1, None, 10))
+        store.open.set()
+        await asyncio.gather(*busy, waiting, listing, joined, last)
+        assert sorted(store.reads) == ["a", "b", "busy0", "busy1", "c", "d"]
+        assert len(cache) == 6
+
+    with_reads(test, concurrent_max=2, waiting_max=5)
+
+
+def test_a_read_whose_caller_gave_up_is_not_done() -> None:
+    """What waits for a thread and is cancelled costs the store nothing."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        busy = asyncio.create_task(reads.load(["busy"]))
+        await until(lambda: store.concurrent == 1)
+        asked: list[int] = []
+        given_up = asyncio.create_task(reads.read(lambda reader: asked.append(1)))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        store.open.set()
+        await busy
+        await reads.read(lambda reader: None)
+        assert asked == []
+
+    with_reads(test, concurrent_max=1)
+
+
+def test_the_last_known_value_outlives_the_store() -> None:
+    """When a load fails, what was known is served and said to be incomplete; what was never known is an error."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.write("star", FOLLOWERS, 0, 7, 1, 1)
+        await reads.load(["star"])
+        store.broken = unavailable()
+        entries, complete = await reads.load(["star"])
+        assert (entries[0].totals[FOLLOWERS], complete) == (7, False)
+        with pytest.raises(BackendUnavailable):
+            await reads.load(["star", "never seen"])
+        store.broken = None
+        entries, complete = await reads.load(["star", "never seen"])
+        assert (entries[0].totals[FOLLOWERS], complete) == (7, True)
+
+    with_reads(test)
+
+
+@pytest.mark.parametrize("point", ["query.before_load", "query.after_load"])
+def test_failpoints_around_a_load(point: str) -> None:
+    """A read that fails before or after the store was asked leaves nothing behind: the next one works."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        failpoints.arm(f"{point}=error")
+        try:
+            with pytest.raises(BackendUnavailable):
+                await reads.load(["star"])
+        finally:
+            failpoints.disarm()
+        assert (await reads.load(["star"]))[1]
+
+    with_reads(test)
+
+
+def test_closing_refuses_what_waits() -> None:
+    """What is under way ends well; what waits, and what comes later, is refused with STOPPING."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        busy = asyncio.create_task(reads.load(["busy"]))
+        await until(lambda: store.concurrent == 1)
+        waiting = asyncio.create_task(reads.load(["waiting"]))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(reads.close())
+        with pytest.raises(CallRefused) as refused:
+            await waiting
+        assert refused.value.reason is Reason.STOPPING
+        with pytest.raises(CallRefused):
+            await reads.load(["late"])
+        store.open.set()
+        await closing
+        assert (await busy)[1]
+
+    with_reads(test, concurrent_max=1)

@@ -1,0 +1,125 @@
+"""What answers may claim, and when: the feed's tail on a store and a clock of the test."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tests.query.fakes import FakeClock, FakeStore
+from watertower.core.model import Metric
+from watertower.core.positions import decode_position
+from watertower.ports import FeedMessage
+from watertower.query.cache import CountsCache
+from watertower.query.tail import FeedTail
+
+FOLLOWERS = int(Metric.FOLLOWERS)
+STALE_AFTER_MS = 10_000
+
+
+class Tail:
+    """A tail with everything around it."""
+
+    def __init__(self) -> None:
+        self.store, self.clock = FakeStore(), FakeClock()
+        self.cache = CountsCache(100, 60.0, 1.0, random.Random(0).random)
+        self.tail = FeedTail(self.store, self.store, self.cache, self.clock, structlog.get_logger(), 2, STALE_AFTER_MS)
+
+    def start(self) -> None:
+        asyncio.run(self.tail.start())
+
+    def step(self) -> None:
+        asyncio.run(self.tail.step())
+
+    def offsets(self) -> dict[int, int]:
+        position = decode_position(self.tail.freshness().position)
+        assert position.generation == 1
+        return dict(position.offsets)
+
+
+@pytest.fixture
+def t() -> Iterator[Tail]:
+    world = Tail()
+    yield world
+    asyncio.run(world.tail.close())
+
+
+def test_it_starts_from_the_stores_progress(t: Tail) -> None:
+    """as_of is when the last applied record was appended, until the feed says more."""
+    for partition in (0, 1):
+        t.store.write("a", FOLLOWERS, partition, 1, 5 + partition, t.clock.us - 3_000_000 - partition)
+    assert not t.tail.started
+    t.start()
+    assert t.tail.started
+    assert t.tail.freshness().as_of == t.clock.us - 3_000_001
+    assert not t.tail.freshness().stale
+    assert t.offsets() == {0: 5, 1: 6}
+
+
+def test_a_partition_never_heard_of_leaves_nothing_to_claim(t: Tail) -> None:
+    """Without a word from every partition there is no as_of, and the answer is stale."""
+    t.store.write("a", FOLLOWERS, 0, 1, 5, t.clock.us)
+    t.start()
+    assert t.tail.freshness().as_of is None
+    assert t.tail.freshness().stale
+    t.store.beat(1, t.clock.us)
+    t.step()
+    assert t.tail.freshness().as_of == t.clock.us
+    assert not t.tail.freshness().stale
+    assert t.offsets() == {0: 5}
+
+
+def test_as_of_is_that_of_the_partition_furthest_back(t: Tail) -> None:
+    """One slow partition shows; a message from the past takes nothing back."""
+    t.store.beat(0, t.clock.us)
+    t.store.beat(1, t.clock.us - 4_000_000)
+    t.start()
+    t.store.beat(0, t.clock.us)
+    t.store.beat(1, t.clock.us - 4_000_000)
+    t.step()
+    assert t.tail.freshness().as_of == t.clock.us - 4_000_000
+    t.store.beat(1, t.clock.us - 5_000_000)
+    t.step()
+    assert t.tail.freshness().as_of == t.clock.us - 4_000_000
+
+
+def test_answers_are_stale_when_as_of_is_too_far_back(t: Tail) -> None:
+    """stale_after_ms, reached by the clock alone."""
+    t.start()
+    for partition in (0, 1):
+        t.store.beat(partition, t.clock.us)
+    t.step()
+    t.clock.sleep(STALE_AFTER_MS / 1e3)
+    assert not t.tail.freshness().stale
+    t.clock.sleep(0.001)
+    assert t.tail.freshness().stale
+
+
+def test_the_claim_moves_only_after_all_entries_are_there(t: Tail) -> None:
+    """Between the slices of a message an answer claims what it claimed before it."""
+    t.start()
+    count = 1_200
+    taking = t.tail.take(FeedMessage(0, -1, 9, t.clock.us, [f"e{n}" for n in range(count)], bytes([1]) * count, range(count), [9] * count))
+    for _ in taking:
+        assert t.offsets() == {}
+    assert t.offsets() == {0: 9}
+
+
+def test_a_gap_makes_every_entry_cold(t: Tail) -> None:
+    """A range that does not follow the one before has lost messages in between; a range that overlaps has not."""
+    t.start()
+    epoch = t.cache.epoch
+    for after, end in ((-1, 3), (3, 3), (3, 5), (2, 6), (6, 9)):
+        list(t.tail.take(FeedMessage(0, after, end, t.clock.us, [], b"", [], [])))
+    assert t.cache.epoch == epoch
+    list(t.tail.take(FeedMessage(0, 10, 12, t.clock.us, [], b"", [], [])))
+    assert t.cache.epoch == epoch + 1
+    assert t.offsets() == {0: 12}
+
+
+def test_a_start_makes_what_was_loaded_before_cold(t: Tail) -> None:
+    """The claim jumps to the store's progress; an older entry does not have it."""
+    epoch = t.cache.epoch
+    t.start()
+    assert t.cache.epoch > epoch
