@@ -124,7 +124,7 @@ def test_an_edge_ahead_of_its_shard_stops() -> None:
     """The alarm that costs nothing: rows were lost or read stale."""
     edges = {("a", int(Kind.FOLLOW), "x", ""): Edge(True, 1, 0, 8)}
     shards = {("x", int(Metric.FOLLOWERS), 0): Shard(1, 1, (), 8), ("a", int(Metric.FOLLOWING), 0): Shard(1, 1, (), 7)}
-    with pytest.raises(ShardBehindEdge, match="at offset 8 but its shard .* only at 7"):
+    with pytest.raises(ShardBehindEdge, match=r"at offset 8 but its shard .* only at 7"):
         fold([record_of(0, 9, [Happening("a", Kind.FOLLOW, "x", "", False, 2)])], edges, shards)
 
 
