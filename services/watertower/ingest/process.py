@@ -1,6 +1,7 @@
 """Ingest as a process: the gRPC server around the service, drained on stop."""
 
 import asyncio
+import contextlib
 
 from watertower.config import IngestSettings, ServiceSettings
 from watertower.datafolder import Lock
@@ -44,5 +45,7 @@ class IngestProcess:
         await stop.wait()
         server.set_ready(False)
         role.not_ready("stopping")
-        await self._service.drain()
-        await server.stop(self._settings.shutdown_grace_ms / 1e3)
+        grace_s = self._settings.shutdown_grace_ms / 1e3
+        with contextlib.suppress(TimeoutError):  # a log that hangs must not keep the process: what waits is not acknowledged
+            await asyncio.wait_for(self._service.drain(), grace_s)
+        await server.stop(grace_s)
