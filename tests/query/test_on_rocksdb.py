@@ -1,0 +1,85 @@
+"""The query service on the embedded store, while its owner writes."""
+
+import asyncio
+import random
+import threading
+from pathlib import Path
+
+from watertower.backends.rocksdb import RocksDbReader, RocksDbStore
+from watertower.clock import SystemClock
+from watertower.config import QuerySettings
+from watertower.core.model import Metric, Progress, Shard
+from watertower.core.positions import decode_position
+from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+from watertower.query.service import QueryService
+from watertower.v1 import reader_pb2 as pb
+
+PARTITIONS = 2
+FLUSHES = 150
+FOLLOWERS = int(Metric.FOLLOWERS)
+IDENTITY = StoreIdentity(LogIdentity("log-1", PARTITIONS), 1)
+ENTITIES = [f"e{number}" for number in range(20)]
+
+
+def flush(store: RocksDbStore, offset: int, as_of: int) -> None:
+    """Sets every entity's shard in both partitions to a value that tells its position: offset + 1."""
+    shard = Shard(offset + 1, offset + 1, (), offset)
+    store.write_derived({(entity, FOLLOWERS, partition): shard for entity in ENTITIES for partition in range(PARTITIONS)}, {})
+    store.write_progress({partition: Progress(offset, b"12345678", as_of) for partition in range(PARTITIONS)})
+    count = len(ENTITIES)
+    store.feed.publish(
+        FeedMessage(partition, offset - 1, offset, as_of, ENTITIES, bytes([FOLLOWERS]) * count, [offset + 1] * count, [offset] * count)
+        for partition in range(PARTITIONS)
+    )
+    store.sync()
+
+
+def test_no_answer_holds_less_than_it_claims_while_the_owner_writes(tmp_path: Path) -> None:
+    """Loads, feed, evictions, expiry and a feed that forgets: never less than the position says, never back, exact in the end."""
+    clock = SystemClock()
+    store = RocksDbStore(tmp_path / "store", IDENTITY, write_buffer_bytes=1 << 20, block_cache_bytes=1 << 20, feed_messages_max=4)
+    flush(store, 0, clock.now_us())
+    reader = RocksDbReader(tmp_path / "store", tmp_path / "reader", IDENTITY, block_cache_bytes=1 << 20)
+
+    def write() -> None:
+        for offset in range(1, FLUSHES):
+            flush(store, offset, clock.now_us())
+
+    async def read() -> int:
+        # Small enough that entries are evicted, old enough that they expire, a feed short enough that it forgets.
+        settings = QuerySettings(cache_entities_max=15, cache_age_ms_max=20, tail_interval_ms=3)
+        service = QueryService(reader, reader, settings, clock, random.Random(0), PARTITIONS)
+        await service.start()
+        writer = threading.Thread(target=write)
+        writer.start()
+        seen = dict.fromkeys(ENTITIES, 0)
+        answers, ended = 0, False
+        try:
+            while True:
+                wanted = random.Random(answers).sample(ENTITIES, 8)
+                # The context is not used.
+                answer = await service.batch_get_counts(pb.BatchGetCountsRequest(entities=wanted, metrics=[FOLLOWERS]), None)  # type: ignore[arg-type]
+                offsets = decode_position(answer.freshness.position).offsets
+                claimed = sum(offsets.get(partition, -1) + 1 for partition in range(PARTITIONS))
+                for entity, row in zip(wanted, answer.counts, strict=True):
+                    assert row.values[0] >= max(claimed, seen[entity])
+                    seen[entity] = row.values[0]
+                answers += 1
+                await asyncio.sleep(0.001)
+                if ended and claimed == PARTITIONS * FLUSHES:
+                    assert {seen[entity] for entity in wanted} == {PARTITIONS * FLUSHES}
+                    return answers
+                ended = ended or not writer.is_alive()
+        finally:
+            writer.join()
+            await service.stop()
+
+    async def in_time() -> int:
+        async with asyncio.timeout(60):
+            return await read()
+
+    try:
+        assert asyncio.run(in_time()) > 10
+    finally:
+        reader.close()
+        store.close()
