@@ -205,8 +205,11 @@ class Projector:
         time = self._clock.monotonic_s()
         ends = {partition: progress.end for partition, progress in self._progress.items() if progress.end >= 0}
         if ends != self._committed and (now or time >= self._commit_at):
-            self._log.commit(ends)
-            self._committed = ends
+            try:
+                self._log.commit(ends)
+                self._committed = ends
+            except BackendUnavailable as error:  # what is applied is applied; the log keeps a little more for a while
+                self._logger.warning("commit_failed", error=str(error))
             self._commit_at = time + _COMMIT_INTERVAL_S
             failpoints.reach("projector.after_commit")
 
