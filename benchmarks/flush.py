@@ -1,0 +1,179 @@
+"""The whole flush of new follows of one subject, step by step: what a projector spends per event, without the log.
+
+    python benchmarks/flush.py [--edges 1000000] [--batch 10000] [--partitions 8] [--path FOLDER] [--unfollows 0.0]
+
+Prints microseconds per event of each step, events/s, resident memory, and bytes on disk per edge.
+"""
+
+import argparse
+import gc
+import random
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
+from watertower.config import ProjectorSettings
+from watertower.core.fold import Flush, fold, touched
+from watertower.core.model import EventBatch, Kind, Record
+from watertower.core.sharding import partition_of
+from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+
+START_US = 1_700_000_000_000_000
+
+
+def batches(edges: int, batch: int, partitions: int, seed: int) -> list[list[Record]]:
+    """Flushes of one record per partition: new followers of one star, in random order of their ids, an event a microsecond."""
+    rng = random.Random(seed)
+    numbers = list(range(edges))
+    rng.shuffle(numbers)
+    flushes = []
+    for number, start in enumerate(range(0, edges, batch)):
+        actors: dict[int, list[str]] = defaultdict(list)
+        for i in numbers[start : start + batch]:
+            actor = f"user-{i:08d}"
+            actors[partition_of(actor, partitions)].append(actor)
+        flushes.append(
+            [
+                Record(
+                    partition,
+                    number,
+                    b"01234567",
+                    START_US,
+                    EventBatch(
+                        names,
+                        bytes([Kind.FOLLOW]) * len(names),
+                        ["star"] * len(names),
+                        [""] * len(names),
+                        b"\1" * len(names),
+                        list(range(START_US + start, START_US + start + len(names))),
+                    ),
+                )
+                for partition, names in sorted(actors.items())
+            ]
+        )
+    return flushes
+
+
+def feed_messages(flush: Flush) -> list[FeedMessage]:
+    columns: dict[int, tuple[list[str], bytearray, list[int], list[int]]] = {p: ([], bytearray(), [], []) for p in flush.progress}
+    for (entity, metric, partition), shard in flush.published.items():
+        entities, metrics, values, offsets = columns[partition]
+        entities.append(entity)
+        metrics.append(metric)
+        values.append(shard.value)
+        offsets.append(shard.offset)
+    return [
+        FeedMessage(p, flush.progress[p].end - 1, flush.progress[p].end, START_US, e, bytes(m), v, o) for p, (e, m, v, o) in columns.items()
+    ]
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def folder_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--edges", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--collector", action="store_true", help="leave Python's collector of cycles on")
+    parser.add_argument("--path", type=Path, default=None)
+    args = parser.parse_args()
+    path = args.path or Path(tempfile.mkdtemp(prefix="flush-"))
+    identity = StoreIdentity(LogIdentity("benchmark", args.partitions), 1)
+    settings = ProjectorSettings()
+    # The input is not the projector's: keep the collector of cycles away from it.
+    flushes = batches(args.edges, args.batch, args.partitions, args.seed)
+    gc.collect()
+    gc.freeze()
+    if not args.collector:
+        gc.disable()
+    resident_before = resident_mib()
+    store = RocksDbStore(path / "store", identity, settings.write_buffer_bytes, settings.block_cache_bytes, settings.feed_messages_max)
+
+    spent: dict[str, float] = defaultdict(float)
+    computed: dict[str, float] = defaultdict(float)  # by this thread alone: what an idle core would take, but for waiting for the disk
+    slowest_sync = 0.0
+    resident_max = 0.0
+    mark, mark_cpu = time.perf_counter(), time.thread_time()
+
+    def lap(step: str) -> float:
+        nonlocal mark, mark_cpu
+        now, now_cpu = time.perf_counter(), time.thread_time()
+        took, mark = now - mark, now
+        spent[step] += took
+        computed[step] += now_cpu - mark_cpu
+        mark_cpu = now_cpu
+        return took
+
+    cpu = time.process_time()
+    for records in flushes:
+        keys = touched(records)
+        lap("touched")
+        edges = store.read_edges(keys.edges)
+        lap("read_edges")
+        shards = store.read_shards(keys.shards)
+        lap("read_shards")
+        flush = fold(records, edges, shards)
+        lap("fold")
+        store.write_derived(flush.shards, flush.lists)
+        lap("write_derived")
+        store.write_edges(flush.edges)
+        lap("write_edges")
+        store.write_progress(flush.progress)
+        store.feed.publish(feed_messages(flush))
+        lap("feed")
+        store.sync()
+        slowest_sync = max(slowest_sync, lap("sync"))
+        resident_max = max(resident_max, resident_mib())
+        mark, mark_cpu = time.perf_counter(), time.thread_time()
+    cpu = time.process_time() - cpu
+
+    total, busy = sum(spent.values()), sum(computed.values())
+    per_event = 1e6 / args.edges
+    for step, seconds in spent.items():
+        print(f"{step:14} {seconds * per_event:6.2f} us/event, {computed[step] * per_event:6.2f} of them computing")
+    print(
+        f"{'whole':14} {total * per_event:6.2f} us/event, {busy * per_event:6.2f} of them computing, {cpu * per_event:.2f} with all threads"
+    )
+    print(f"{args.edges / total:,.0f} events/s; {args.edges / busy:,.0f} if this thread had not waited for anything")
+    print(f"slowest sync {slowest_sync * 1e3:.0f} ms")
+    print(f"resident {resident_max:.0f} MiB at most, of which {resident_before:.0f} MiB are the benchmark's own input")
+    print(f"on disk {folder_bytes(path) / args.edges:.0f} bytes/edge while running")
+
+    before = resident_mib()
+    opened = time.perf_counter()
+    reader = RocksDbReader(path / "store", path / "reader", identity, settings.block_cache_bytes)
+    print(f"reader: opened in {(time.perf_counter() - opened) * 1e3:.0f} ms, {resident_mib() - before:.0f} MiB more")
+    started = time.perf_counter()
+    for i in range(2_000):
+        reader.read_entity(f"user-{i:08d}")
+    print(f"reader: read_entity {(time.perf_counter() - started) / 2_000 * 1e6:.1f} us")
+    started = time.perf_counter()
+    page = reader.list_actors("star", Kind.FOLLOW, None, 1_000)
+    print(f"reader: list_actors {(time.perf_counter() - started) * 1e3:.2f} ms for {len(page)} rows")
+    reader.close()
+
+    scanner = RocksDbScanner(path / "store", path / "scanner", identity)
+    for name in ("edges", "shards", "subject_lists", "actor_lists"):
+        started = time.perf_counter()
+        rows = sum(1 for _ in getattr(scanner, name)())
+        print(f"scanner: {name:13} {rows / (time.perf_counter() - started):,.0f} rows/s of {rows:,}")
+    scanner.close()
+
+    store.close()
+    print(f"on disk {folder_bytes(path) / args.edges:.0f} bytes/edge after closing")
+    if args.path is None:
+        shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    main()

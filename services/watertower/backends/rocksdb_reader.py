@@ -1,0 +1,182 @@
+"""Readers of the embedded store: secondary instances beside the owner's process, or without one.
+
+rocksdict holds the interpreter lock while a secondary catches up and while it iterates; it lets go of it only in multi-gets and when it
+closes. So a catch-up stops the process for as long as it takes (about 1 us per follow that it takes over).
+"""
+
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rocksdict import Rdict
+
+from watertower.backends import rocksdb_keys as keys
+from watertower.backends.rocksdb_open import Row, last_key, multi_get, open_secondary, scan
+from watertower.codec import decode_feed
+from watertower.core.model import KINDS, EdgeKey, Kind, ListKey, Progress, Shard, ShardKey
+from watertower.errors import BackendRefused, StartRefused
+from watertower.ports import EdgeRow, FeedMessage, ListCursor, StoreIdentity
+
+_SCAN_ROWS = 1_000
+"""Rows that a scanner takes at a time."""
+
+_SCANNER_CACHE_BYTES = 8 * 1024 * 1024
+"""Bytes of a scanner's block cache: it reads each block once."""
+
+
+class RocksDbReader:
+    """The StoreReader and FeedReader of ports.py, on one secondary instance."""
+
+    def __init__(self, path: Path, secondary_path: Path, identity: StoreIdentity, block_cache_bytes: int) -> None:
+        """`secondary_path` is a folder for this instance alone; it is removed on close.
+
+        Raises BackendUnavailable while there is no store, StartRefused (see rocksdb_open.open_secondary).
+        """
+        self._path, self._secondary_path, self._identity = path, secondary_path, identity
+        self._block_cache_bytes = block_cache_bytes
+        self._catching_up = threading.Lock()
+        self._polling = threading.Lock()
+        self._seen: int | None = None  # sequence of the last feed message taken
+        self._closed = False
+        self.reopened = 0
+        """How often the instance could not follow its owner and was opened anew."""
+        self._db = self._open()
+
+    @property
+    def identity(self) -> StoreIdentity:
+        return self._identity
+
+    def catch_up(self) -> None:
+        with self._catching_up:
+            if self._closed:
+                raise BackendRefused("the reader is closed")
+            # The owner may delete a file between our reading its name and opening it: the second attempt reads newer names.
+            for _ in range(2):
+                with suppress(Exception):
+                    self._db.try_catch_up_with_primary()
+                    return
+            try:
+                # The old instance goes when the last read on it has ended.
+                self._db = self._open()
+            except StartRefused as error:  # this is no start any more
+                raise BackendRefused(str(error)) from error
+            self.reopened += 1
+
+    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
+        prefix = keys.entity_prefix(entity)
+        shards: dict[tuple[int, int], Shard] = {}
+        for key, cell in scan(self._db, prefix):
+            _, metric, shard = keys.decode_shard_key(key)
+            shards[metric, shard] = keys.decode_shard(cell)
+        return shards
+
+    def read_progress(self) -> dict[int, Progress]:
+        return _progress(self._db)
+
+    def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
+        if KINDS[Kind(kind)].needs_ref:
+            return [
+                any(keys.decode_edge(value).active for _, value in scan(self._db, keys.edge_prefix(actor, kind, subject)))
+                for subject in subjects
+            ]
+        wanted = keys.edge_keys([(actor, kind, subject, "") for subject in subjects], keys.Ids())
+        return [value is not None and keys.decode_edge(value).active for value in multi_get(self._db, wanted)]
+
+    def list_actors(self, subject: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
+        return self._list(keys.list_prefix(keys.SUBJECT_LISTS, subject, kind), after, limit)
+
+    def list_subjects(self, actor: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
+        return self._list(keys.list_prefix(keys.ACTOR_LISTS, actor, kind), after, limit)
+
+    def poll(self) -> list[FeedMessage]:
+        """Of FeedReader. Catches up first."""
+        with self._polling:
+            self.catch_up()
+            if self._seen is None:
+                last = last_key(self._db, keys.FEED)
+                self._seen = -1 if last is None else keys.decode_sequence(last)
+                return []
+            rows = scan(self._db, keys.FEED, start=keys.feed_key(self._seen + 1))
+            messages = [decode_feed(payload) for _, payload in rows]
+            if rows:
+                self._seen = keys.decode_sequence(rows[-1][0])
+            return messages
+
+    def close(self) -> None:
+        """Lets go and removes `secondary_path`. Idempotent."""
+        with self._catching_up:
+            if not self._closed:
+                self._closed = True
+                _close_secondary(self._db, self._secondary_path)
+
+    def _list(self, prefix: bytes, after: ListCursor | None, limit: int) -> list[ListCursor]:
+        start = prefix if after is None else keys.list_place(prefix, after) + b"\0"
+        return [keys.decode_cursor(key, len(prefix)) for key, _ in scan(self._db, prefix, start, limit)]
+
+    def _open(self) -> Rdict:
+        return open_secondary(self._path, self._secondary_path, self._identity, self._block_cache_bytes)
+
+
+class RocksDbScanner:
+    """The StoreScanner of ports.py: a secondary instance that never catches up, and so stays at the moment of its opening."""
+
+    def __init__(self, path: Path, secondary_path: Path, identity: StoreIdentity) -> None:
+        """`secondary_path` is a folder for this instance alone; it is removed on close.
+
+        Works beside an owner or without one. Raises BackendUnavailable while there is no store, StartRefused
+        (see rocksdb_open.open_secondary).
+        """
+        self._secondary_path, self._identity = secondary_path, identity
+        self._db = open_secondary(path, secondary_path, identity, _SCANNER_CACHE_BYTES)
+        self._closed = False
+
+    @property
+    def identity(self) -> StoreIdentity:
+        return self._identity
+
+    def progress(self) -> dict[int, Progress]:
+        return _progress(self._db)
+
+    def edges(self) -> Iterator[EdgeRow]:
+        for key, value in self._rows(keys.EDGES):
+            yield EdgeRow(keys.decode_edge_key(key), keys.decode_edge(value))
+
+    def shards(self) -> Iterator[tuple[ShardKey, Shard]]:
+        for key, cell in self._rows(keys.SHARDS):
+            yield keys.decode_shard_key(key), keys.decode_shard(cell)
+
+    def subject_lists(self) -> Iterator[ListKey]:
+        for key, value in self._rows(keys.SUBJECT_LISTS):
+            yield keys.decode_list_row(key, value)
+
+    def actor_lists(self) -> Iterator[EdgeKey]:
+        for key, _ in self._rows(keys.ACTOR_LISTS):
+            yield keys.decode_actor_list_row(key)
+
+    def close(self) -> None:
+        """Lets go and removes `secondary_path`. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            _close_secondary(self._db, self._secondary_path)
+
+    def _rows(self, prefix: bytes) -> Iterator[Row]:
+        """All rows of a range, in pieces: an iterator that is held open pins what it began with."""
+        start: bytes | None = None
+        while True:
+            rows = scan(self._db, prefix, start, _SCAN_ROWS)
+            yield from rows
+            if len(rows) < _SCAN_ROWS:
+                return
+            start = rows[-1][0] + b"\0"
+
+
+def _progress(db: Rdict) -> dict[int, Progress]:
+    return {keys.decode_partition(key): keys.decode_progress(value) for key, value in scan(db, keys.PROGRESS)}
+
+
+def _close_secondary(db: Rdict, secondary_path: Path) -> None:
+    with suppress(Exception):  # there is nothing that a reader could lose
+        db.close()
+    shutil.rmtree(secondary_path, ignore_errors=True)
