@@ -6,7 +6,6 @@ rows lie is in rocksdb_keys.py, how the database is opened in rocksdb_open.py, t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import starmap
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,25 +85,15 @@ class RocksDbStore:
     # --- writes, held back until sync
 
     def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
-        self._put(dict(zip(keys.shard_keys(shards, self._ids), map(keys.encode_shard, shards.values()), strict=True)))
-        of_subjects: dict[bytes, bytes] = {}
-        of_actors: dict[bytes, bytes] = {}
-        gone: list[bytes] = []
-        list_keys, encode_place, ids = keys.list_keys, keys.encode_place, self._ids
-        for row, (present, _) in lists.items():
-            of_subject, of_actor = list_keys(row, ids)
-            if present:
-                of_subjects[of_subject] = encode_place(row[2], row[3])
-                of_actors[of_actor] = b""
-            else:
-                gone += (of_subject, of_actor)
-        self._put(of_subjects)
-        self._put(of_actors)
-        for key in gone:
+        self._put(dict(zip(keys.shard_keys(shards, self._ids), keys.encode_shards(shards.values()), strict=True)))
+        rows = keys.list_rows(lists, self._ids)
+        self._put(rows.of_subjects)
+        self._put(dict.fromkeys(rows.of_actors, b""))
+        for key in rows.gone:
             self._batch.delete(key)
 
     def write_edges(self, edges: Mapping[EdgeKey, Edge]) -> None:
-        self._put(dict(zip(keys.edge_keys(edges, self._ids), starmap(keys.encode_edge, edges.values()), strict=True)))
+        self._put(dict(zip(keys.edge_keys(edges, self._ids), keys.encode_edges(edges.values()), strict=True)))
 
     def write_progress(self, progress: Mapping[int, Progress]) -> None:
         for partition, row in progress.items():

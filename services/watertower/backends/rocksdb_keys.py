@@ -15,11 +15,12 @@ The bucket of a list row is in its value, not in its key: buckets bound partitio
 without them it is in exact order. It is kept so that an audit can compare it with the edge's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import starmap
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
-from watertower.core.model import Crossing, Edge, EdgeKey, ListKey, Progress, Shard, ShardKey
+from watertower.core.model import Crossing, Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.ports import ListCursor
 
 EDGES: Final = b"E"
@@ -42,18 +43,15 @@ _PROGRESS = Struct("<qq")
 _PARTITION = Struct(">cH")
 _SEQUENCE = Struct(">cQ")
 
-pack_time = _TIME.pack
-
 
 class Ids(dict[str, bytes]):
     """Ids as they stand in keys, made once each: `ids["ann"] == b"\\x03ann"`. Grows with use; empty it between flushes.
 
-    Raises ValueError for an id longer than 255 bytes (the API allows 128).
+    Raises IndexError for an id longer than 255 bytes (the API allows 128).
     """
 
     def __missing__(self, name: str) -> bytes:
-        utf8 = name.encode()
-        encoded = self[name] = bytes((len(utf8),)) + utf8
+        encoded = self[name] = _id(name)
         return encoded
 
 
@@ -72,15 +70,31 @@ def shard_keys(keys: Iterable[ShardKey], ids: Ids) -> list[bytes]:
     return [join((b"C", ids[entity], byte[metric], number(shard))) for entity, metric, shard in keys]
 
 
-def list_keys(row: ListKey, ids: Ids) -> tuple[bytes, bytes]:
-    """The L key and the A key of one row."""
-    subject, kind, _, _, occurred_at, actor, ref = row
-    kind_byte, when = _BYTE[kind], pack_time(_TIME_MAX - occurred_at)
-    encoded_subject, encoded_actor, encoded_ref = ids[subject], ids[actor], ids[ref]
-    return (
-        b"".join((b"L", encoded_subject, kind_byte, when, encoded_actor, encoded_ref)),
-        b"".join((b"A", encoded_actor, kind_byte, when, encoded_subject, encoded_ref)),
-    )
+class ListRows(NamedTuple):
+    """What a flush does to the lists, as rows."""
+
+    of_subjects: dict[bytes, bytes]  # L rows that are there
+    of_actors: list[bytes]  # A rows that are there; their values are empty
+    gone: list[bytes]  # L and A rows that are not
+
+
+def list_rows(lists: Mapping[ListKey, ListChange], ids: Ids) -> ListRows:
+    """The L and the A row of every list row. (One loop, with everything at hand: it runs once per event.)"""
+    of_subjects: dict[bytes, bytes] = {}
+    of_actors: list[bytes] = []
+    gone: list[bytes] = []
+    join, byte, time, place = b"".join, _BYTE, _TIME.pack, _PLACE.pack
+    for (subject, kind, shard, bucket, occurred_at, actor, ref), (present, _) in lists.items():
+        kind_and_time = byte[kind] + time(_TIME_MAX - occurred_at)
+        subject_id, actor_id, ref_id = ids[subject], ids[actor], ids[ref]
+        of_subject = join((b"L", subject_id, kind_and_time, actor_id, ref_id))
+        of_actor = join((b"A", actor_id, kind_and_time, subject_id, ref_id))
+        if present:
+            of_subjects[of_subject] = place(shard, bucket)
+            of_actors.append(of_actor)
+        else:
+            gone += (of_subject, of_actor)
+    return ListRows(of_subjects, of_actors, gone)
 
 
 def list_prefix(which: bytes, owner: str, kind: int) -> bytes:
@@ -90,7 +104,7 @@ def list_prefix(which: bytes, owner: str, kind: int) -> bytes:
 
 def list_place(prefix: bytes, cursor: ListCursor) -> bytes:
     """The key of the row that the cursor names, whether or not it exists."""
-    return prefix + pack_time(_TIME_MAX - cursor.occurred_at) + _id(cursor.other) + _id(cursor.ref)
+    return prefix + _TIME.pack(_TIME_MAX - cursor.occurred_at) + _id(cursor.other) + _id(cursor.ref)
 
 
 def entity_prefix(entity: str) -> bytes:
@@ -119,26 +133,30 @@ def range_end(prefix: bytes) -> bytes:
 
 def _id(name: str) -> bytes:
     utf8 = name.encode()
-    return bytes((len(utf8),)) + utf8
+    return _BYTE[len(utf8)] + utf8
 
 
 # --- values
 
-encode_edge = _EDGE.pack
-"""(active, occurred_at, bucket, offset), the fields of an Edge."""
 
-encode_place = _PLACE.pack
-"""(shard, bucket), the value of an L row."""
+def encode_edges(edges: Iterable[Edge]) -> Iterator[bytes]:
+    """Values, in order."""
+    return starmap(_EDGE.pack, edges)
 
 
 def decode_edge(value: bytes) -> Edge:
     return Edge._make(_EDGE.unpack(value))
 
 
-def encode_shard(shard: Shard) -> bytes:
-    value, gained, crossings, offset = shard
-    cell = _SHARD.pack(value, gained, offset)
-    return cell + b"".join([_CROSSING.pack(*crossing) for crossing in crossings]) if crossings else cell
+def encode_shards(shards: Iterable[Shard]) -> list[bytes]:
+    """Cells, in order."""
+    pack = _SHARD.pack
+    return [
+        pack(value, gained, offset) + b"".join([_CROSSING.pack(*crossing) for crossing in crossings])
+        if crossings
+        else pack(value, gained, offset)
+        for value, gained, crossings, offset in shards
+    ]
 
 
 def decode_shard(cell: bytes) -> Shard:
