@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
@@ -21,27 +22,34 @@ from watertower.query.service import QueryService
 
 
 def ingest(settings: Settings) -> IngestProcess:
-    """The ingest role on the configured log. Raises StartRefused."""
+    """The ingest role on the configured log. Raises StartRefused; BackendUnavailable where trying again may help."""
     folder = _folder(settings)
-    lock = folder.lock("ingest")
-    log = SqliteLogWriter(folder.log_path, folder.commits_path, folder.identity, truncate_interval_ms=settings.ingest.truncate_interval_ms)
+    with ExitStack() as undo:  # of what is done already, where a later part is not to be had yet: the caller tries again
+        lock = undo.enter_context(folder.lock("ingest"))
+        log = SqliteLogWriter(
+            folder.log_path, folder.commits_path, folder.identity, truncate_interval_ms=settings.ingest.truncate_interval_ms
+        )
+        undo.pop_all()
     service = IngestService(log, settings.ingest, SystemClock(), generation=folder.generation)
     return IngestProcess(service, log, settings.service, settings.ingest, lock)
 
 
 def projector(settings: Settings) -> ProjectorProcess:
-    """The projector role on the configured log, store and feed. Raises StartRefused."""
+    """The projector role on the configured log, store and feed. Raises StartRefused; BackendUnavailable where trying again may help."""
     folder = _folder(settings)
-    lock = folder.lock("projector")
-    log = SqliteLogReader(folder.log_path, folder.commits_path, folder.identity)
     limits = settings.projector
-    store = RocksDbStore(
-        folder.store_path,
-        _store_identity(folder),
-        write_buffer_bytes=limits.write_buffer_bytes,
-        block_cache_bytes=limits.block_cache_bytes,
-        feed_messages_max=limits.feed_messages_max,
-    )
+    with ExitStack() as undo:
+        lock = undo.enter_context(folder.lock("projector"))
+        log = SqliteLogReader(folder.log_path, folder.commits_path, folder.identity)
+        undo.callback(log.close)
+        store = RocksDbStore(
+            folder.store_path,
+            _store_identity(folder),
+            write_buffer_bytes=limits.write_buffer_bytes,
+            block_cache_bytes=limits.block_cache_bytes,
+            feed_messages_max=limits.feed_messages_max,
+        )
+        undo.pop_all()
     loop = Projector(log, store, store.feed, limits, SystemClock(), random.Random())  # noqa: S311 - jitter, not secrets
     return ProjectorProcess(loop, log, store, settings.service, SystemClock(), lock)
 

@@ -9,6 +9,7 @@
 A folder is created with its marker, or not at all: the marker is written beside, synced and renamed.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from watertower.errors import StartRefused
+from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ports import LogIdentity
 
 FORMAT = 1
@@ -29,6 +30,9 @@ MARKER = "watertower.json"
 GENERATION = 1
 PARTITIONS_MAX = 64
 """Partitions of a log, at most: a position of so many still fits into a token (core/positions.py)."""
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+"""Errors of a disk that is full, fails, or takes no writes for a while: a process that is restarted meanwhile waits for it."""
 
 _UNFINISHED = MARKER + ".new"
 _LOG_ID_DIGITS = 32
@@ -73,11 +77,14 @@ class DataFolder(NamedTuple):
         return self.path / "store"
 
     def lock(self, role: str) -> Lock:
-        """Takes the role for this process. Raises StartRefused, naming the process, while another one has it."""
+        """Takes the role for this process. Raises StartRefused, naming the process, while another one has it; BackendUnavailable where
+        the disk takes no writes now."""
         path = self.path / f"{role}.lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise BackendUnavailable(f"{path} cannot be written: {error.strerror}") from error
             raise StartRefused(f"{path} cannot be written: {error.strerror}; give this user the right to write the data folder") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,8 +94,12 @@ class DataFolder(NamedTuple):
             raise StartRefused(
                 f"{role} already runs on {self.path}, as process {holder}: stop that one, or give this one another data folder"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise BackendUnavailable(f"{path} cannot be written: {error.strerror}") from error
         return Lock(descriptor)
 
 

@@ -60,7 +60,8 @@ class SqliteLogWriter:
     def __init__(
         self, path: Path, commits_path: Path, identity: LogIdentity, truncate_interval_ms: int = 1_000, clock: Clock | None = None
     ) -> None:
-        """Opens the log, or creates it. Raises StartRefused: another identity, a newer format, damage, no right, no space."""
+        """Opens the log, or creates it. Raises StartRefused: another identity, a newer format, damage, no right;
+        BackendUnavailable: the disk is full or fails."""
         self._identity = identity
         self._commits = CommitsFile(commits_path, identity)
         self._file = LogFile(path, identity, self._commits)

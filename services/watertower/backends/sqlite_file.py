@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from watertower.backends.commits import CommitsFile
-from watertower.datafolder import creation_lock, sync_folder
+from watertower.datafolder import DISK_ERRORS, creation_lock, sync_folder
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import LogIdentity
 
@@ -43,7 +43,8 @@ class LogFile:
     """A connection that is opened again after an error. Used by one thread at a time."""
 
     def __init__(self, path: Path, identity: LogIdentity, commits: CommitsFile) -> None:
-        """Opens the log, and creates it if it is missing. Raises StartRefused."""
+        """Opens the log, and creates it if it is missing. Raises StartRefused; BackendUnavailable where its disk is full or fails, so
+        that a process that is restarted meanwhile waits for it."""
         self._path = path
         self._identity = identity
         try:
@@ -51,6 +52,8 @@ class LogFile:
                 _create(path, identity, commits)
             self._connection: sqlite3.Connection | None = _open(path, identity)
         except (sqlite3.Error, OSError) as error:
+            if _may_pass(error):
+                raise BackendUnavailable(f"the log {path} cannot be opened: {error}") from error
             raise StartRefused(
                 f"the log {path} cannot be opened: {error}; give this user the right to write the data folder and see that its disk has "
                 "space; if the file is damaged, restore the data folder from a backup"
@@ -78,6 +81,13 @@ class LogFile:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+
+def _may_pass(error: sqlite3.Error | OSError) -> bool:
+    """Whether the disk is the cause, and not the file or a right."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_ERRORS
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
 
 
 def _create(path: Path, identity: LogIdentity, commits: CommitsFile) -> None:

@@ -13,7 +13,8 @@ class SqliteLogReader:
     """ports.LogReader on a SQLite file, in any process of the same machine. For one thread at a time."""
 
     def __init__(self, path: Path, commits_path: Path, identity: LogIdentity) -> None:
-        """Opens the log, or creates it. Raises StartRefused: another identity, a newer format, damage, no right, no space."""
+        """Opens the log, or creates it. Raises StartRefused: another identity, a newer format, damage, no right;
+        BackendUnavailable: the disk is full or fails."""
         self._identity = identity
         self._commits = CommitsFile(commits_path, identity)
         self._file = LogFile(path, identity, self._commits)
