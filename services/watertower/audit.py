@@ -5,23 +5,24 @@ be. Memory grows with the number of subjects, not with the number of edges:
 
 - an actor's edges lie next to each other, and so do its shards: both scans are read side by side and compared as they meet;
 - a subject's edges are everywhere, so each of its shards has an entry for the length of the audit;
-- list rows are compared as sums of their hashes in ROW_GROUPS groups (a sum does not depend on order). Only where two sums differ does
-  a second pass look at the group's rows one by one. The hash is Python's own of the whole row, 64 bits, salted anew in each process: a
-  difference goes unseen with a probability of about 2**-60.
+- list rows are compared as one sum of their hashes (a sum does not depend on order). Only if two sums differ does a second pass sum
+  in ROW_GROUPS groups, and a third one look at the rows of the groups that differ. The hash is Python's own of the whole row, 64 bits,
+  salted anew in each process: a difference goes unseen with a probability of about 2**-60.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from watertower.core.model import KINDS, NO_PROGRESS, EdgeKey, Kind, ListKey, Metric, Shard
 from watertower.core.sharding import partition_of
 from watertower.ports import StoreScanner
 
 ROW_GROUPS = 65_536
-"""Groups in which list rows are summed; a power of two."""
+"""Groups in which list rows are summed to find those that differ; a power of two."""
 
 ROWS_HELD_MAX = 500_000
-"""List rows that the second pass holds at once, about; more differing groups take more passes."""
+"""List rows that are held at once, about; more differing groups take more passes."""
 
 PROGRESS_EDGES = 50_000
 """Edges between two calls of `on_progress`."""
@@ -50,6 +51,8 @@ _MASK = ROW_GROUPS - 1
 _SUBJECT_METRIC = {int(kind): int(rule.subject_metric) for kind, rule in KINDS.items()}
 _ACTOR_METRIC = {int(kind): int(rule.actor_metric) for kind, rule in KINDS.items()}
 _ACTOR_METRICS = frozenset(_ACTOR_METRIC.values())
+
+_Row = TypeVar("_Row", ListKey, EdgeKey)
 
 Place: TypeAlias = dict[str, int]
 """Where a list row is: shard, bucket, occurred_at."""
@@ -82,56 +85,22 @@ def audit(
     """Compares everything with the edges; calls `on_difference` for each difference and `on_progress` with the number of edges."""
     recount = _Recount(scanner, on_difference, on_progress)
     recount.compare_shards()
-    subject_rows = recount.subject_lists.subtract(scanner.subject_lists())
-    actor_rows = recount.actor_lists.subtract(scanner.actor_lists())
-    for chunk in recount.subject_lists.differing():
-        _name_subject_rows(scanner, chunk, on_difference)
-    for chunk in recount.actor_lists.differing():
-        _name_actor_rows(scanner, chunk, on_difference)
+    subject_sum, subject_rows = _sum(scanner.subject_lists())
+    actor_sum, actor_rows = _sum(scanner.actor_lists())
+    if subject_sum != recount.subject_sum:
+        for difference in _subject_list_differences(scanner):
+            on_difference(difference)
+    if actor_sum != recount.actor_sum:
+        for difference in _actor_list_differences(scanner):
+            on_difference(difference)
     return Totals(recount.edges, recount.active, recount.shards, subject_rows, actor_rows)
 
 
-class _Sums:
-    """Sums of row hashes by group: rows that should be there are added, rows that are there are taken away."""
+_Entry: TypeAlias = list[int]
+"""One shard as [count, changed_at, value, offset]: what the edges say (active edges, the last offset that changed one of them), and what
+is there. A list, because there is one for every actor."""
 
-    def __init__(self) -> None:
-        self.sums = [0] * ROW_GROUPS
-        self.rows = [0] * ROW_GROUPS
-
-    def subtract(self, rows: "Iterator[ListKey] | Iterator[EdgeKey]") -> int:
-        """Takes rows that are there away; returns how many."""
-        sums, counts, number = self.sums, self.rows, 0
-        for row in rows:
-            hashed = hash(row)
-            group = hashed & _MASK
-            sums[group] -= hashed
-            counts[group] += 1
-            number += 1
-        return number
-
-    def differing(self) -> Iterator[frozenset[int]]:
-        """The groups whose sums are not zero, as many at once as ROWS_HELD_MAX allows."""
-        chunk: list[int] = []
-        held = 0
-        for group, total in enumerate(self.sums):
-            if total:
-                chunk.append(group)
-                held += self.rows[group]
-                if held >= ROWS_HELD_MAX:
-                    yield frozenset(chunk)
-                    chunk, held = [], 0
-        if chunk:
-            yield frozenset(chunk)
-
-
-class _Entry:
-    """One shard: what the edges say (`count`, the last offset that changed one of them), and what is there."""
-
-    __slots__ = ("changed_at", "count", "offset", "value")
-
-    def __init__(self) -> None:
-        self.count = self.value = 0
-        self.changed_at = self.offset = -1
+_COUNT, _CHANGED_AT, _VALUE, _OFFSET = range(4)
 
 
 _Actor: TypeAlias = tuple[str, int, dict[int, _Entry]]
@@ -150,7 +119,7 @@ class _Recount:
         self._on_progress = on_progress
         self._partitions = scanner.identity.log.partitions
         self._subjects: dict[tuple[str, int, int], _Entry] = {}
-        self.subject_lists, self.actor_lists = _Sums(), _Sums()
+        self.subject_sum = self.actor_sum = 0  # of the hashes of the list rows that the edges say there must be
         self.edges = self.active = self.shards = 0
 
     def compare_shards(self) -> None:
@@ -159,20 +128,20 @@ class _Recount:
         actors, owners = self._read_edges(), self._read_shards()
         waiting_actors: dict[str, _Actor] = {}
         waiting_owners: dict[str, _OwnShards] = {}
-        more = True
-        while more:
-            more = False
-            actor = next(actors, None)
+        while True:
+            actor, owner = next(actors, None), next(owners, None)
+            if actor is None and owner is None:
+                break
+            if actor is not None and owner is not None and actor[0] == owner[0]:
+                self._compare_actor(actor, owner[1])
+                continue
             if actor is not None:
-                more = True
                 met = waiting_owners.pop(actor[0], None)
                 if met is None:
                     waiting_actors[actor[0]] = actor
                 else:
                     self._compare_actor(actor, met[1])
-            owner = next(owners, None)
             if owner is not None:
-                more = True
                 waiting = waiting_actors.pop(owner[0], None)
                 if waiting is None:
                     waiting_owners[owner[0]] = owner
@@ -190,12 +159,10 @@ class _Recount:
         """Takes in all edges; yields what they say of each actor when the actor's last edge was seen."""
         progress = self._scanner.progress()
         subjects = self._subjects
-        list_sums, list_rows = self.subject_lists.sums, self.subject_lists.rows
-        own_sums, own_rows = self.actor_lists.sums, self.actor_lists.rows
         current: str | None = None
         partition = end = -1
         own: dict[int, _Entry] = {}
-        number = active_number = 0
+        number = active_number = subject_sum = actor_sum = 0
         for edge_key, (active, occurred_at, bucket, offset) in self._scanner.edges():
             actor, kind, subject, ref = edge_key
             if actor != current:
@@ -211,28 +178,25 @@ class _Recount:
             subject_key = (subject, _SUBJECT_METRIC[kind], partition)
             of_subject = subjects.get(subject_key)
             if of_subject is None:
-                of_subject = subjects[subject_key] = _Entry()
+                of_subject = subjects[subject_key] = [0, -1, 0, -1]
             metric = _ACTOR_METRIC[kind]
             of_actor = own.get(metric)
             if of_actor is None:
-                of_actor = own[metric] = _Entry()
-            if offset > of_subject.changed_at:
-                of_subject.changed_at = offset
-            if offset > of_actor.changed_at:
-                of_actor.changed_at = offset
+                of_actor = own[metric] = [0, -1, 0, -1]
+            if offset > of_subject[_CHANGED_AT]:
+                of_subject[_CHANGED_AT] = offset
+            if offset > of_actor[_CHANGED_AT]:
+                of_actor[_CHANGED_AT] = offset
             if offset > end:
                 self._report(Difference(EDGE_BEYOND_PROGRESS, _edge_key(edge_key), end, offset))
             if active:
                 active_number += 1
-                of_subject.count += 1
-                of_actor.count += 1
-                hashed = hash((subject, kind, partition, bucket, occurred_at, actor, ref))
-                list_sums[hashed & _MASK] += hashed
-                list_rows[hashed & _MASK] += 1
-                hashed = hash(edge_key)
-                own_sums[hashed & _MASK] += hashed
-                own_rows[hashed & _MASK] += 1
+                of_subject[_COUNT] += 1
+                of_actor[_COUNT] += 1
+                subject_sum += hash((subject, kind, partition, bucket, occurred_at, actor, ref))
+                actor_sum += hash(edge_key)
         self.edges, self.active = number, active_number
+        self.subject_sum, self.actor_sum = subject_sum, actor_sum
         if current is not None:
             yield current, partition, own
 
@@ -253,8 +217,8 @@ class _Recount:
             else:
                 entry = subjects.get(key)
                 if entry is None:
-                    entry = subjects[key] = _Entry()
-                entry.value, entry.offset = shard.value, shard.offset
+                    entry = subjects[key] = [0, -1, 0, -1]
+                entry[_VALUE], entry[_OFFSET] = shard.value, shard.offset
         if own and current is not None:
             yield current, own
 
@@ -263,21 +227,24 @@ class _Recount:
         for (metric, number), shard in shards.items():
             entry = own.get(metric) if number == partition else None
             if entry is None:
-                entry = _Entry()
-            entry.value, entry.offset = shard.value, shard.offset
+                entry = [0, -1, 0, -1]
+            entry[_VALUE], entry[_OFFSET] = shard.value, shard.offset
             self._compare(name, metric, number, entry)
         for metric, entry in own.items():
             if (metric, partition) not in shards:
                 self._compare(name, metric, partition, entry)
 
     def _compare(self, entity: str, metric: int, shard: int, entry: _Entry) -> None:
+        count, changed_at, value, offset = entry
+        if value == count and changed_at <= offset:
+            return
         key: Mapping[str, str | int] = {"entity": entity, "metric": Metric(metric).name.lower(), "shard": shard}
-        if entry.value != entry.count:
-            self._report(Difference(COUNT, key, entry.count, entry.value))
-        if entry.value < 0:
-            self._report(Difference(NEGATIVE, key, entry.count, entry.value))
-        if entry.changed_at > entry.offset:
-            self._report(Difference(EDGE_AHEAD_OF_SHARD, key, entry.changed_at, entry.offset))
+        if value != count:
+            self._report(Difference(COUNT, key, count, value))
+        if value < 0:
+            self._report(Difference(NEGATIVE, key, count, value))
+        if changed_at > offset:
+            self._report(Difference(EDGE_AHEAD_OF_SHARD, key, changed_at, offset))
 
 
 def _edge_key(key: EdgeKey) -> Mapping[str, str | int]:
@@ -285,38 +252,57 @@ def _edge_key(key: EdgeKey) -> Mapping[str, str | int]:
     return {"actor": actor, "kind": Kind(kind).name.lower(), "subject": subject, "ref": ref}
 
 
-def _name_subject_rows(scanner: StoreScanner, groups: frozenset[int], report: Callable[[Difference], None]) -> None:
-    """Names the rows of lists of actors that differ, of some groups."""
+def _sum(rows: Iterator[_Row]) -> tuple[int, int]:
+    """(sum of the rows' hashes, number of rows)."""
+    total = number = 0
+    for row in rows:
+        total += hash(row)
+        number += 1
+    return total, number
+
+
+def _subject_list_differences(scanner: StoreScanner) -> Iterator[Difference]:
     partitions = scanner.identity.log.partitions
-    balance: dict[ListKey, int] = {}
-    for (actor, kind, subject, ref), edge in scanner.edges():
-        if edge.active:
-            row = (subject, kind, partition_of(actor, partitions), edge.bucket, edge.occurred_at, actor, ref)
-            if hash(row) & _MASK in groups:
-                balance[row] = balance.get(row, 0) + 1
-    for row in scanner.subject_lists():
-        if hash(row) & _MASK in groups:
-            balance[row] = balance.get(row, 0) - 1
-    for row, number in balance.items():
+
+    def expected() -> Iterator[ListKey]:
+        for (actor, kind, subject, ref), edge in scanner.edges():
+            if edge.active:
+                yield subject, kind, partition_of(actor, partitions), edge.bucket, edge.occurred_at, actor, ref
+
+    for row, wanted, found in _differing_rows(expected, scanner.subject_lists):
         subject, kind, shard, bucket, occurred_at, actor, ref = row
-        place = {"shard": shard, "bucket": bucket, "occurred_at": occurred_at}
-        difference = Difference(
-            SUBJECT_LIST, _edge_key((actor, kind, subject, ref)), place if number > 0 else None, None if number > 0 else place
-        )
-        for _ in range(abs(number)):
-            report(difference)
+        key, place = _edge_key((actor, kind, subject, ref)), {"shard": shard, "bucket": bucket, "occurred_at": occurred_at}
+        yield Difference(SUBJECT_LIST, key, place, None) if wanted > found else Difference(SUBJECT_LIST, key, None, place)
 
 
-def _name_actor_rows(scanner: StoreScanner, groups: frozenset[int], report: Callable[[Difference], None]) -> None:
-    """Names the rows of lists of subjects that differ, of some groups."""
-    balance: dict[EdgeKey, tuple[int, int]] = {}
-    for key, edge in scanner.edges():
-        if edge.active and hash(key) & _MASK in groups:
-            balance[key] = (1, 0)
-    for key in scanner.actor_lists():
-        if hash(key) & _MASK in groups:
-            expected, found = balance.get(key, (0, 0))
-            balance[key] = (expected, found + 1)
-    for key, (expected, found) in balance.items():
-        if expected != found:
-            report(Difference(ACTOR_LIST, _edge_key(key), expected, found))
+def _actor_list_differences(scanner: StoreScanner) -> Iterator[Difference]:
+    def expected() -> Iterator[EdgeKey]:
+        return (key for key, edge in scanner.edges() if edge.active)
+
+    for row, wanted, found in _differing_rows(expected, scanner.actor_lists):
+        yield Difference(ACTOR_LIST, _edge_key(row), wanted, found)
+
+
+def _differing_rows(expected: Callable[[], Iterator[_Row]], found: Callable[[], Iterator[_Row]]) -> Iterator[tuple[_Row, int, int]]:
+    """Each row that is not there as often as expected: (row, times expected, times found). Both are scanned several times."""
+    sums, sizes = [0] * ROW_GROUPS, [0] * ROW_GROUPS
+    for row in expected():
+        hashed = hash(row)
+        sums[hashed & _MASK] += hashed
+        sizes[hashed & _MASK] += 1
+    for row in found():
+        hashed = hash(row)
+        sums[hashed & _MASK] -= hashed
+        sizes[hashed & _MASK] += 1
+    differing = [group for group, total in enumerate(sums) if total]
+    while differing:
+        groups: set[int] = set()
+        held = 0
+        while differing and held < ROWS_HELD_MAX:
+            groups.add(group := differing.pop())
+            held += sizes[group]
+        wanted: Counter[_Row] = Counter(row for row in expected() if hash(row) & _MASK in groups)
+        there: Counter[_Row] = Counter(row for row in found() if hash(row) & _MASK in groups)
+        for row in wanted.keys() | there.keys():
+            if wanted[row] != there[row]:
+                yield row, wanted[row], there[row]
