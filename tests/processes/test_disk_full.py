@@ -3,10 +3,12 @@ on by itself when the disk does."""
 
 import errno
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -34,6 +36,47 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         _run("umount", "-l", folder)
+
+
+class Ext4(NamedTuple):
+    """A small file system that knows read-only files and can fail."""
+
+    folder: Path
+    image: Path
+
+    def mount(self) -> None:
+        mounted = _run("mount", "-o", "loop,errors=remount-ro", self.image, self.folder)
+        if mounted.returncode:
+            skip_or_fail(f"a file system in a file cannot be mounted here: {mounted.stderr.strip()}")
+
+    def fail(self) -> None:
+        """What the kernel does when it meets an error in the file system: it turns read-only, at once, for good."""
+        device = _run("findmnt", "-n", "-o", "SOURCE", self.folder).stdout.strip().removeprefix("/dev/")
+        trigger = Path("/sys/fs/ext4") / device / "trigger_fs_error"
+        if not trigger.exists():
+            skip_or_fail(f"there is no {trigger} here")
+        trigger.write_text("1")
+
+    def repair(self) -> None:
+        """What its administrator does then."""
+        wait_until(lambda: _run("umount", self.folder).returncode == 0, "nobody uses the file system any more")
+        assert _run("fsck.ext4", "-p", self.image).returncode in (0, 1)
+        self.mount()
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Ext4]:
+    ext4 = Ext4(tmp_path / "mounted", tmp_path / "image")
+    ext4.folder.mkdir()
+    with ext4.image.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    if shutil.which("mkfs.ext4") is None or shutil.which("chattr") is None or _run("mkfs.ext4", "-q", ext4.image).returncode:
+        skip_or_fail("there is no mkfs.ext4, or no chattr, here")
+    ext4.mount()
+    try:
+        yield ext4
+    finally:
+        _run("umount", "-l", ext4.folder)
 
 
 def _fill(ballast: Path) -> None:
@@ -117,5 +160,52 @@ def test_roles_that_die_on_a_full_disk_come_back_when_there_is_space(disk: Path,
             expected = writers.finish()
             wait_visible(service.read_target, expected.ends)
         print({role: _words(service, role) for role in ROLES})
+        assert service.stop() == 0
+    assert_store_equals(data, expected)
+
+
+def test_files_that_turn_read_only_take_nothing_and_the_service_goes_on_when_they_are_writable(ext4: Ext4, rng: random.Random) -> None:
+    """While the data folder and its files are read-only, calls fail with UNAVAILABLE, LOG_UNAVAILABLE and a RetryInfo. Once they are
+    writable again everything goes on without a restart, and what was acknowledged is counted exactly."""
+    data = ext4.folder / "data"
+    with Service(data, settings=SETTINGS) as service:
+        service.start()
+        with Writers(service.write_target, 4, rng, events_max=200) as writers:
+            for _ in range(2):
+                _wait_acknowledged(writers)
+                writers.refusals.clear()
+                # Not the memory that the log's processes share, nor the locks: these are no data.
+                files = [
+                    data,
+                    *(path for path in data.rglob("*") if path.name in ("log.sqlite", "log.sqlite-wal") or path.parent.name == "store"),
+                ]
+                assert _run("chattr", "+i", *files, data / "store").returncode in (0, 1)  # 1: a file of the store that is gone by now
+                wait_until(partial(writers.refused_for, "UNAVAILABLE", "LOG_UNAVAILABLE"), "calls are refused", 60.0)
+                assert set(writers.refusals) == {("UNAVAILABLE", "LOG_UNAVAILABLE", True)}
+                assert _run("chattr", "-i", "-R", data).returncode == 0
+            _wait_acknowledged(writers)
+            expected = writers.finish()
+            wait_visible(service.read_target, expected.ends)
+        assert service.events("role_died") == []
+        assert service.stop() == 0
+    assert_store_equals(data, expected)
+
+
+def test_a_file_system_that_fails_loses_nothing_that_was_acknowledged(ext4: Ext4, rng: random.Random) -> None:
+    """The kernel turns a file system read-only when it meets an error in it. Nothing is acknowledged from then on; when it is mounted
+    again and the service started, everything acknowledged is there."""
+    data = ext4.folder / "data"
+    with Service(data, settings=SETTINGS) as service:
+        service.start()
+        with Writers(service.write_target, 4, rng, events_max=200) as writers:
+            _wait_acknowledged(writers)
+            ext4.fail()
+            wait_until(partial(writers.refused_for, "UNAVAILABLE", "LOG_UNAVAILABLE"), "calls are refused", 60.0)
+            service.kill_group()
+            ext4.repair()
+            service.start()
+            _wait_acknowledged(writers)
+            expected = writers.finish()
+            wait_visible(service.read_target, expected.ends)
         assert service.stop() == 0
     assert_store_equals(data, expected)
