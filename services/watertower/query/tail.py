@@ -96,7 +96,7 @@ class FeedTail:
     def take(self, message: FeedMessage) -> Iterator[None]:
         """Takes one message in; yields wherever reads may have their turn."""
         if message.after > self._ends[message.partition]:
-            self._log.info("feed.gap", partition=message.partition, seen=self._ends[message.partition], after=message.after)
+            self._log.debug("feed.gap", partition=message.partition, seen=self._ends[message.partition], after=message.after)
             self._cache.miss()
         yield from self._cache.apply(message)
         # Only now: an answer in between must not claim entries that it does not have yet.
