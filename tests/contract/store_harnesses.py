@@ -1,0 +1,76 @@
+"""How the tests open the stores of the back ends."""
+
+from pathlib import Path
+
+from watertower.backends.memory import MemoryFeed, MemoryRows, MemoryStore
+from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
+from watertower.ports import LogIdentity, StoreIdentity, StoreScanner
+from watertower.testing.contract_store import PARTITIONS, Owner, Reading
+
+IDENTITY = StoreIdentity(LogIdentity("0123456789abcdef" * 2, PARTITIONS), 1)
+FEED_MESSAGES_MAX = 50
+MIB = 2**20
+
+
+class MemoryHarness:
+    """Any number of owners and readers of one set of rows."""
+
+    identity = IDENTITY
+    feed_messages_max = FEED_MESSAGES_MAX
+
+    def __init__(self) -> None:
+        self._rows = MemoryRows(IDENTITY, FEED_MESSAGES_MAX)
+
+    def owner(self) -> Owner:
+        return Owner(MemoryStore(self._rows), MemoryFeed(self._rows))
+
+    def reader(self) -> Reading:
+        return Reading(MemoryStore(self._rows), MemoryFeed(self._rows))
+
+    def scanner(self) -> StoreScanner:
+        return MemoryStore(self._rows.copy())
+
+
+class RocksDbHarness:
+    """One owner at a time; readers are secondary instances of the same process."""
+
+    identity = IDENTITY
+    feed_messages_max = FEED_MESSAGES_MAX
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "store"
+        self._folder = folder
+        self._opened: list[RocksDbStore | RocksDbReader | RocksDbScanner] = []
+
+    def owner(self) -> Owner:
+        store = open_store(self.path)
+        self._opened.append(store)
+        return Owner(store, store.feed)
+
+    def reader(self) -> Reading:
+        self._create()
+        reader = RocksDbReader(self.path, self._own_folder(), IDENTITY, MIB)
+        self._opened.append(reader)
+        return Reading(reader, reader)
+
+    def scanner(self) -> StoreScanner:
+        self._create()
+        scanner = RocksDbScanner(self.path, self._own_folder(), IDENTITY)
+        self._opened.append(scanner)
+        return scanner
+
+    def close(self) -> None:
+        for one in self._opened:
+            one.close()
+
+    def _own_folder(self) -> Path:
+        return self._folder / f"reader-{len(self._opened)}"
+
+    def _create(self) -> None:
+        if not self.path.exists():
+            open_store(self.path).close()
+
+
+def open_store(path: Path, write_buffer_bytes: int = MIB) -> RocksDbStore:
+    """An owner with small buffers, so that little data makes several files."""
+    return RocksDbStore(path, IDENTITY, write_buffer_bytes=write_buffer_bytes, block_cache_bytes=MIB, feed_messages_max=FEED_MESSAGES_MAX)

@@ -1,0 +1,374 @@
+"""What the embedded store promises beyond the contract: refusals at start, a full disk, readers beside an owner that dies."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from rocksdict import AccessType, Options, Rdict, WriteBatch
+
+from tests.contract.rocksdb_owner import events, followers
+from tests.contract.store_harnesses import FEED_MESSAGES_MAX, IDENTITY, MIB, open_store
+from watertower.backends import rocksdb_keys as keys
+from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
+from watertower.backends.rocksdb_open import translated
+from watertower.core.model import Kind, Metric
+from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
+from watertower.ports import LogIdentity, StoreIdentity
+from watertower.testing.replay import apply, record, rows_of
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 60.0
+
+
+def open_reader(path: Path, identity: StoreIdentity = IDENTITY) -> RocksDbReader:
+    return RocksDbReader(path, path.parent / "reader", identity, MIB)
+
+
+def open_scanner(path: Path) -> RocksDbScanner:
+    return RocksDbScanner(path, path.parent / "scanner", IDENTITY)
+
+
+def tamper(path: Path, key: bytes, value: bytes) -> None:
+    """Writes a row behind the store's back."""
+    db = Rdict(str(path), Options(raw_mode=True), {}, AccessType.read_write())
+    batch = WriteBatch(raw_mode=True)
+    batch.put(key, value)
+    db.write(batch)
+    db.close()
+
+
+# --- refusals at start
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (StoreIdentity(LogIdentity("another", IDENTITY.log.partitions), 1), "from log another"),
+        (StoreIdentity(LogIdentity(IDENTITY.log.log_id, 99), 1), "99 partitions"),
+        (StoreIdentity(IDENTITY.log, 2), "generation 2"),
+    ],
+)
+def test_rows_of_another_log_are_refused(tmp_path: Path, other: StoreIdentity, said: str) -> None:
+    """Owner, reader and scanner refuse rows that were made from another log, partition count or generation, and name both."""
+    path = tmp_path / "store"
+    RocksDbStore(path, other, MIB, MIB, 10).close()
+    openers: list[Callable[[Path], object]] = [open_store, open_reader, open_scanner]
+    for open_it in openers:
+        with pytest.raises(StartRefused, match=said) as refusal:
+            open_it(path)
+        assert IDENTITY.log.log_id in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (json.dumps({"format": 2, "anything": "else"}).encode(), "format 2.*start the version that wrote it"),
+        (b"{", "is damaged.*backup"),
+        (b"[]", "is damaged.*backup"),
+    ],
+)
+def test_a_newer_or_unreadable_format_is_refused(tmp_path: Path, document: bytes, said: str) -> None:
+    """The refusal says what to do, and the rows are left alone."""
+    path = tmp_path / "store"
+    open_store(path).close()
+    tamper(path, keys.IDENTITY, document)
+    with pytest.raises(StartRefused, match=said):
+        open_store(path)
+    with pytest.raises(StartRefused, match=said):
+        open_reader(path)
+
+
+def test_rows_without_an_identity_are_refused(tmp_path: Path) -> None:
+    """A RocksDB that is not ours is not adopted."""
+    path = tmp_path / "store"
+    tamper(path, b"something", b"else")
+    with pytest.raises(StartRefused, match="does not say which log"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("damage", ["CURRENT missing", "CURRENT garbage", "MANIFEST cut"])
+def test_a_damaged_store_is_refused(tmp_path: Path, damage: str) -> None:
+    """It is neither repaired by guessing nor begun anew."""
+    path = tmp_path / "store"
+    store = open_store(path)
+    apply(store, store.feed, [record(0, 0, events(0))])
+    store.close()
+    if damage == "CURRENT missing":
+        (path / "CURRENT").unlink()
+    elif damage == "CURRENT garbage":
+        (path / "CURRENT").write_text("garbage")
+    else:
+        manifest = path / (path / "CURRENT").read_text().strip()
+        manifest.write_bytes(b"\0" * 100)
+    with pytest.raises(StartRefused, match=r"is damaged.*backup"):
+        open_store(path)
+
+
+def test_a_store_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
+    """One owner at a time, across processes; the next one may come when the first is dead, however it died."""
+    path = tmp_path / "store"
+    with owner_process(path) as owner:
+        reported(owner)
+        with pytest.raises(StartRefused, match="in use by another process"):
+            open_store(path)
+    open_store(path).close()
+
+
+def test_a_reader_before_the_store_may_try_again(tmp_path: Path) -> None:
+    """It is told that there is no store yet, and leaves nothing behind that looks like one."""
+    path = tmp_path / "store"
+    with pytest.raises(BackendUnavailable, match="no store"):
+        open_reader(path)
+    assert not path.exists()
+    Rdict(str(path), Options(raw_mode=True), {}).close()  # an owner that has come no further
+    with pytest.raises(BackendUnavailable, match="being created"):
+        open_reader(path)
+    open_store(path).close()
+    open_reader(path).close()
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("IO error: No space left on device: While appending to file: 000008.log", BackendUnavailable),
+        ("Resource busy: ", BackendUnavailable),
+        ("Corruption: block checksum mismatch", BackendRefused),
+        ("Invalid argument: no such column family", BackendRefused),
+    ],
+)
+def test_driver_errors_say_whether_to_try_again(message: str, expected: type[Exception]) -> None:
+    """What is wrong on the disk stays wrong; the rest may pass."""
+    assert type(translated(message)) is expected
+
+
+def test_a_damaged_row_is_an_error_not_the_end(tmp_path: Path) -> None:
+    """A scan that meets a block with a wrong checksum says so; it does not pass for a shorter list."""
+    path = tmp_path / "store"
+    store = open_store(path)
+    apply(store, store.feed, [record(0, 0, [(f"actor{n}", Kind.FOLLOW, "star", "", True, n) for n in range(5_000)])])
+    store.close()
+    table = max(path.glob("*.sst"), key=lambda file: file.stat().st_size)
+    content = bytearray(table.read_bytes())
+    for at in range(len(content) // 8, len(content) * 3 // 4, 1_000):
+        content[at] ^= 0xFF
+    table.write_bytes(content)
+    reader = open_reader(path)
+    with pytest.raises(BackendRefused, match="Corruption"):
+        rows_of(open_scanner(path))
+    with pytest.raises(BackendRefused, match="Corruption"):
+        reader.list_actors("star", Kind.FOLLOW, None, 5_000)
+    reader.close()
+
+
+# --- upkeep
+
+
+def test_options_are_ours_after_a_restart_too(tmp_path: Path) -> None:
+    """The driver would take the last run's options from a file, and forget the block cache among them."""
+    path = tmp_path / "store"
+    open_store(path).close()
+    store = RocksDbStore(path, IDENTITY, MIB, 7 * MIB, 10)
+    reader = RocksDbReader(path, tmp_path / "reader", IDENTITY, 5 * MIB)
+    capacity = "rocksdb.block-cache-capacity"
+    assert [db.property_int_value(capacity) for db in (store._opened(), reader._db)] == [7 * MIB, 5 * MIB]
+    reader.close()
+    store.close()
+
+
+def test_the_feed_does_not_grow(tmp_path: Path) -> None:
+    """Of any number of messages feed_messages_max stay on the disk, after a restart and an abandoned flush too."""
+    store = open_store(tmp_path / "store")
+    for offset in range(2 * FEED_MESSAGES_MAX):
+        apply(store, store.feed, [record(0, offset, events(offset)[:3])], sync=offset % 7 != 0)
+        store.abandon()
+        if offset % 30 == 0:
+            store.close()
+            store = open_store(tmp_path / "store")
+    store.close()
+    db = Rdict(str(tmp_path / "store"), Options(raw_mode=True), {})
+    assert len([key for key in db.keys() if key.startswith(keys.FEED)]) == FEED_MESSAGES_MAX  # noqa: SIM118 - it is no dict
+    db.close()
+
+
+def test_readers_leave_nothing_behind(tmp_path: Path) -> None:
+    """A closed reader's and scanner's own folders are gone, the store's is not."""
+    path = tmp_path / "store"
+    open_store(path).close()
+    reader, scanner = open_reader(path), open_scanner(path)
+    assert {file.name for file in tmp_path.iterdir()} == {"store", "reader", "scanner"}
+    reader.close()
+    scanner.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"store"}
+    with pytest.raises(BackendRefused, match="closed"):
+        reader.catch_up()
+
+
+def test_a_reader_that_cannot_follow_opens_anew(tmp_path: Path) -> None:
+    """When catching up fails for good, the next catch-up goes on with a new instance, and the feed where it was."""
+    path = tmp_path / "store"
+    store = open_store(path)
+    reader = open_reader(path)
+    assert reader.poll() == []
+    apply(store, store.feed, [record(0, 0, events(0))])
+    reader._db.close()  # what a lost instance looks like from outside
+    assert [message.end for message in reader.poll()] == [0]
+    assert reader.reopened == 1
+    assert reader.read_progress()[0].end == 0
+    reader.close()
+    store.close()
+
+
+# --- beside an owner that dies
+
+
+class owner_process:  # noqa: N801 - reads as a function
+    """An owner in a process of its own, killed with SIGKILL on leaving."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "tests.contract.rocksdb_owner", str(self._path)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        return self._process
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def reported(owner: "subprocess.Popen[str]") -> int:
+    """The next offset that the owner says is synced."""
+    if owner.stdout is None:
+        raise RuntimeError("the owner has no output")
+    line = owner.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the owner died: {owner.wait()}")
+    return int(line)
+
+
+def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    """Killed at random moments, restarted, flushing and compacting: at each catch-up the rows are of one moment, none goes back,
+    and what the owner said is synced is there."""
+    path = tmp_path / "store"
+    rng = random.Random(1)
+    open_store(path).close()
+    reader = open_reader(path)
+    reader.poll()
+    fed = -1
+    synced = -1
+    files: set[str] = set()
+    for _ in range(6):
+        with owner_process(path) as owner:
+            for _ in range(rng.randint(10, 40)):
+                synced = reported(owner)
+                for message in reader.poll():
+                    assert message.end > fed
+                    fed = message.end
+                end = reader.read_progress()[0].end
+                assert end >= max(synced, fed)
+                assert reader.read_entity("star")[Metric.FOLLOWERS, 0].value >= followers(end)
+                assert reader.check_edges(f"{synced}-{rng.randrange(100, 300)}", Kind.FOLLOW, ["star", "stan"]) == [True, False]
+                newest = reader.list_actors("star", Kind.FOLLOW, None, 5)
+                assert newest[0].occurred_at >= synced
+                files |= {file.name for file in path.glob("*.sst")}
+            time.sleep(rng.random() / 100)  # so that the kill meets it anywhere in a flush
+    assert len(files) > len(list(path.glob("*.sst"))) + 5, "the owner has compacted files away"
+    reader.catch_up()
+    end = reader.read_progress()[0].end
+    assert end >= synced
+    listed = []
+    while page := reader.list_actors("star", Kind.FOLLOW, listed[-1] if listed else None, 1_000):
+        listed += page
+    assert len(listed) == reader.read_entity("star")[Metric.FOLLOWERS, 0].value == followers(end)
+    rows = rows_of(open_scanner(path))
+    assert [key for key, edge in sorted(rows.edges.items()) if edge.active] == rows.actor_lists
+    assert len(rows.subject_lists) == len(rows.actor_lists) == followers(end)
+    reader.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    if mount.returncode != 0:
+        pytest.skip(f"needs to mount a small file system: {mount.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_passes(small_disk: Path) -> None:
+    """While the disk is full a flush fails and nothing of it shows; when there is space the same store goes on, without a restart, and
+    every flush that was synced is there, for a reader that stayed open too."""
+    path = small_disk / "store"
+    store = open_store(path)
+    reader = open_reader(path)
+    reader.poll()
+    ballast = small_disk / "ballast"
+    offset = 0
+    for _ in range(3):
+        for _ in range(5):
+            apply(store, store.feed, [record(0, offset, events(offset))])
+            offset += 1
+        fill(ballast)
+        offset = apply_until_it_fails(store, offset)
+        for _ in range(3):
+            with pytest.raises(BackendUnavailable):
+                apply(store, store.feed, [record(0, offset, events(offset))])
+            store.abandon()
+        reader.catch_up()
+        assert reader.read_progress()[0].end in (offset - 1, offset)
+        ballast.unlink()
+        apply_until_it_works(store, offset)
+        offset += 1
+        reader.catch_up()
+        assert reader.read_progress()[0].end == offset - 1
+        assert reader.read_entity("star")[Metric.FOLLOWERS, 0].value == followers(offset - 1)
+    ends = [message.end for message in reader.poll()]
+    assert ends == sorted(set(ends))
+    assert len(rows_of(open_scanner(path)).subject_lists) == followers(offset - 1)
+    reader.close()
+    store.close()
+
+
+def fill(ballast: Path) -> None:
+    """Takes all the space that is left."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+
+
+def apply_until_it_fails(store: RocksDbStore, offset: int) -> int:
+    """Flushes for as long as they are synced. Returns the offset of the one that was not, for want of space."""
+    for number in range(offset, offset + 10_000):
+        try:
+            apply(store, store.feed, [record(0, number, events(number))])
+        except BackendUnavailable as error:
+            store.abandon()
+            assert "No space left" in str(error)
+            return number
+    raise RuntimeError("the disk is never full")
+
+
+def apply_until_it_works(store: RocksDbStore, offset: int) -> None:
+    """As the projector does: again and again, for a while."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            apply(store, store.feed, [record(0, offset, events(offset))])
+            return
+        except BackendUnavailable:
+            store.abandon()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
