@@ -8,7 +8,10 @@ Prints microseconds per event of each step, events/s, resident memory, and bytes
 import argparse
 import gc
 import random
+import select
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -78,6 +81,25 @@ def folder_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+def follow(path: Path, identity: StoreIdentity) -> None:
+    """What a query process does beside the surge: polls every 20 ms until its standard input ends, then says how it went."""
+    before = resident_mib()
+    reader = RocksDbReader(path, path.parent / "follower", identity, ProjectorSettings().block_cache_bytes)
+    took: list[float] = []
+    messages = 0
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        started = time.perf_counter()
+        messages += len(reader.poll())
+        took.append((time.perf_counter() - started) * 1e3)
+    took.sort()
+    print(
+        f"follower: {len(took)} polls, {messages} messages, p50 {took[len(took) // 2]:.1f} ms, p99 {took[len(took) * 99 // 100]:.1f} ms, "
+        f"max {took[-1]:.0f} ms, {sum(took) / 1e3:.1f} s in all; resident {resident_mib():.0f} MiB, {before:.0f} before it opened; "
+        f"opened anew {reader.reopened} times"
+    )
+    reader.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edges", type=int, default=1_000_000)
@@ -85,8 +107,12 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--collector", action="store_true", help="leave Python's collector of cycles on")
+    parser.add_argument("--follow", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, default=None)
     args = parser.parse_args()
+    if args.follow is not None:
+        follow(args.follow, StoreIdentity(LogIdentity("benchmark", args.partitions), 1))
+        return
     path = args.path or Path(tempfile.mkdtemp(prefix="flush-"))
     identity = StoreIdentity(LogIdentity("benchmark", args.partitions), 1)
     settings = ProjectorSettings()
@@ -99,6 +125,8 @@ def main() -> None:
     resident_before = resident_mib()
     store = RocksDbStore(path / "store", identity, settings.write_buffer_bytes, settings.block_cache_bytes, settings.feed_messages_max)
 
+    command = [sys.executable, __file__, "--follow", str(path / "store"), "--partitions", str(args.partitions)]
+    follower = subprocess.Popen(command, stdin=subprocess.PIPE)
     spent: dict[str, float] = defaultdict(float)
     computed: dict[str, float] = defaultdict(float)  # by this thread alone: what an idle core would take, but for waiting for the disk
     slowest_sync = 0.0
@@ -136,6 +164,7 @@ def main() -> None:
         resident_max = max(resident_max, resident_mib())
         mark, mark_cpu = time.perf_counter(), time.thread_time()
     cpu = time.process_time() - cpu
+    follower.communicate()
 
     total, busy = sum(spent.values()), sum(computed.values())
     per_event = 1e6 / args.edges

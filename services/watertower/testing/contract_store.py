@@ -213,9 +213,8 @@ class StoreContract:
     def test_comments_of_one_actor_are_rows_of_their_own(self, stores: StoreHarness) -> None:
         """Edges that differ only by their ref are listed each, and removed each."""
         owner = stores.owner()
-        events: list[Event] = [("a", Kind.COMMENT, "s", ref, True, 5) for ref in ("1", "2", "12")] + [
-            ("a", Kind.COMMENT, "s", "2", False, 6)
-        ]
+        events: list[Event] = [("a", Kind.COMMENT, "s", ref, True, 5) for ref in ("1", "2", "12")]
+        events.append(("a", Kind.COMMENT, "s", "2", False, 6))
         apply(*owner, [record(0, 0, events)])
         reader = stores.reader().store
         assert {row.ref for row in reader.list_actors("s", Kind.COMMENT, None, 10)} == {"1", "12"}
