@@ -1,8 +1,10 @@
 """`watertower import`: which events a file becomes, what is rejected, and how an import that was cut off goes on."""
 
+import contextlib
 import gzip
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -429,6 +431,26 @@ def test_a_file_that_is_not_there(tmp_path: Path, watertower: Watertower) -> Non
     assert "No such file" in json.loads(result.err)["error"]
 
 
+def test_a_terminal_shows_progress(tmp_path: Path, service: FakeService) -> None:
+    """On a terminal, rows and events a second are shown while the import runs; results still go to standard output alone."""
+    file = write(tmp_path / "f.csv", "a,b\n" + "".join(f"a{n},s\n" for n in range(3_000)))
+    ours, theirs = pty.openpty()
+    with serving(service) as target:
+        command = [sys.executable, "-m", "watertower", "import", str(file), "--write-target", target, "--read-target", target]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env={**os.environ, "TERM": "xterm"})
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what a pseudo-terminal says at its end
+            while piece := os.read(ours, 65_536):
+                shown += piece
+        out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0
+    assert out.startswith("3,000 rows read, 3,000 events recorded")
+    assert b"3,000 rows, 0 rejected" in shown
+    assert b"counting" in shown
+
+
 class Killed:
     """A fake service that can hold calls up, so that a kill meets them on their way."""
 
@@ -478,4 +500,3 @@ def test_a_killed_import_sends_identical_events(tmp_path: Path, service: FakeSer
     assert len(set(service.events)) == 20_000
     assert {(event.actor, event.subject) for event in service.events} == set(rows)
     assert {event.occurred_at for event in service.events} == {state["base_time"]}
-    assert os.path.getsize(file) > 0

@@ -15,6 +15,9 @@ from watertower.core.model import KINDS, Kind
 if TYPE_CHECKING:
     from watertower.cli.import_run import ImportRun
 
+NAME_SHOWN_MAX = 20
+"""Characters of the file's name beside the progress bar: the rest of the line is for figures."""
+
 EXIT_REJECTS = 3
 """Exit code of an import that is done, but has rejected rows: a script must not take it for "everything is in"."""
 
@@ -109,28 +112,27 @@ def _progress(file: Path, shown: bool) -> "Iterator[Callable[[ImportRun], None]]
         yield lambda run: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rows]:,} rows, {task.fields[rejected]:,} rejected, {task.fields[rate]:,.0f} events/s"),
-        TimeElapsedColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:3.0f} %  {task.fields[rows]:,} rows, {task.fields[rejected]:,} rejected, {task.fields[rate]:,.0f}/s"),
     )
+    name = file.name if len(file.name) <= NAME_SHOWN_MAX else file.name[: NAME_SHOWN_MAX - 1] + "…"
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(file.name, total=file.stat().st_size, rows=0, rejected=0, rate=0.0)
+        task = progress.add_task(name, total=file.stat().st_size, rows=0, rejected=0, rate=0.0)
         first: list[int] = []
 
         def update(run: "ImportRun") -> None:
             state = run.state
             first[:] = first or [state.events]
             elapsed = progress.tasks[0].elapsed or 0.0
+            if state.finished:
+                progress.update(task, description="counting", completed=file.stat().st_size)
+                return
             rate = (state.events - first[0]) / elapsed if elapsed else 0.0
-            description = f"{file.name}: waiting until all is counted" if state.finished else file.name
-            progress.update(
-                task, completed=run.consumed_bytes, description=description, rows=state.rows, rejected=state.rejected, rate=rate
-            )
+            progress.update(task, completed=run.consumed_bytes, rows=state.rows, rejected=state.rejected, rate=rate)
 
         yield update
 
@@ -142,5 +144,5 @@ def _for_people(summary: dict[str, Any]) -> list[str]:
     else:
         lines.append("not waited until they are counted (--no-wait)")
     if summary["rejected"]:
-        lines.append(f"{summary['rejected']:,} rows were rejected: see {summary['rejects_file']}")
+        lines.append(f"rejected rows: {summary['rejected']:,}, see {summary['rejects_file']}")
     return lines
