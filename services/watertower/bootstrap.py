@@ -7,7 +7,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
+from watertower.backends.rocksdb import RocksDbScanner, RocksDbStore
+from watertower.backends.rocksdb_follower import RocksDbFollower
 from watertower.backends.sqlite import SqliteLogReader, SqliteLogWriter
 from watertower.clock import SystemClock
 from watertower.config import Settings
@@ -59,7 +60,7 @@ def query(settings: Settings) -> QueryProcess:
     folder = _folder(settings)
     own = folder.path / "readers" / f"query-{os.getpid()}"
     _remove_readers_of_the_dead(own.parent)
-    reader = RocksDbReader(folder.store_path, own, _store_identity(folder), block_cache_bytes=settings.projector.block_cache_bytes)
+    reader = RocksDbFollower(folder.store_path, own, _store_identity(folder), block_cache_bytes=settings.projector.block_cache_bytes)
     service = QueryService(
         reader,
         reader,

@@ -94,7 +94,9 @@ class QuerySettings(_Section):
     )
     unknown_age_ms_max: Milliseconds = Field(1_000, description="ms that an unknown entity is remembered as zero")
     loads_concurrent_max: Positive = Field(4, description="store reads under way at once")
-    loads_waiting_max: Positive = Field(10_000, description="store reads waiting; a call above that is shed with READS_FULL")
+    loads_waiting_max: Positive = Field(
+        10_000, description="store reads waiting; a call above that is shed with READS_FULL; below 1,000 a cold batch may never fit"
+    )
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
     stale_after_ms: Milliseconds = Field(10_000, description="ms that as_of may lie behind before answers are marked stale")
     retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")

@@ -92,6 +92,10 @@ class RocksDbReader:
 
     def poll(self) -> list[FeedMessage]:
         """Of FeedReader. Catches up first."""
+        return [decode_feed(payload) for payload in self.poll_payloads()]
+
+    def poll_payloads(self) -> list[bytes]:
+        """The same, as codec.encode_feed wrote them."""
         with self._polling:
             self.catch_up()
             if self._seen is None:
@@ -99,10 +103,9 @@ class RocksDbReader:
                 self._seen = -1 if last is None else keys.decode_sequence(last)
                 return []
             rows = scan(self._db, keys.FEED, start=keys.feed_key(self._seen + 1))
-            messages = [decode_feed(payload) for _, payload in rows]
             if rows:
                 self._seen = keys.decode_sequence(rows[-1][0])
-            return messages
+            return [payload for _, payload in rows]
 
     def close(self) -> None:
         """Lets go and removes `secondary_path`. Idempotent."""

@@ -25,9 +25,10 @@ STAR_SHARE = 0.2
 
 
 class Phase(NamedTuple):
-    """Latencies in seconds, and how many reads failed."""
+    """Latencies in seconds, and which reads failed."""
 
-    latencies: list[float]
+    latencies: list[float]  # of all reads
+    star: list[float]  # of those that asked for the star, which is always in memory
     errors: list[str]
 
 
@@ -38,27 +39,32 @@ def percentile(values: list[float], share: float) -> float | None:
 
 
 def summary(phase: Phase) -> dict[str, float | int | None]:
-    p50, p99 = percentile(phase.latencies, 0.50), percentile(phase.latencies, 0.99)
+    def ms(latencies: list[float], share: float) -> float | None:
+        value = percentile(latencies, share)
+        return None if value is None else round(value * 1e3, 3)
+
     return {
         "reads": len(phase.latencies),
         "errors": len(phase.errors),
-        "p50_ms": None if p50 is None else round(p50 * 1e3, 3),
-        "p99_ms": None if p99 is None else round(p99 * 1e3, 3),
+        "p50_ms": ms(phase.latencies, 0.50),
+        "p99_ms": ms(phase.latencies, 0.99),
+        "star_p50_ms": ms(phase.star, 0.50),
+        "star_p99_ms": ms(phase.star, 0.99),
     }
 
 
 async def read(target: str, reads_per_s: float, profiles: int, seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311 - a reproducible load, not secrets
     phases: dict[str, Phase] = {}
-    current = Phase([], [])
-    window = Phase([], [])
+    current = Phase([], [], [])
+    window = Phase([], [], [])
     ended = False
 
     def on_line() -> None:
         nonlocal current, ended
         line = sys.stdin.readline().strip()
         if line:
-            current = phases.setdefault(line, Phase([], []))
+            current = phases.setdefault(line, Phase([], [], []))
         else:
             ended = True
             loop.remove_reader(sys.stdin.fileno())
@@ -71,8 +77,10 @@ async def read(target: str, reads_per_s: float, profiles: int, seed: int) -> Non
             window.errors.append(str(error.code()))
             return
         took = time.perf_counter() - due
-        phase.latencies.append(took)
-        window.latencies.append(took)
+        for measured in (phase, window):
+            measured.latencies.append(took)
+            if entity == STAR:
+                measured.star.append(took)
 
     loop = asyncio.get_running_loop()
     async with grpc.aio.insecure_channel(target) as channel:
@@ -92,7 +100,7 @@ async def read(target: str, reads_per_s: float, profiles: int, seed: int) -> Non
                 due += 1.0 / reads_per_s
             if now - reported >= 0.5:
                 print(json.dumps(summary(window)), flush=True)
-                window = Phase([], [])
+                window = Phase([], [], [])
                 reported = now
             await asyncio.sleep(max(0.0, min(due, reported + 0.5) - time.perf_counter()))
         if tasks:
