@@ -1,0 +1,86 @@
+"""Pages as the tests see them: fenced blocks with what the text around them says about running them.
+
+A block is run unless an HTML comment right before it says `<!-- not run: reason -->`. `<!-- Ctrl-C -->` stops the page's service.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+COMMANDS = ("sh", "console", "python")
+"""Languages whose blocks are run."""
+
+CTRL_C = "Ctrl-C"
+"""The language of the pseudo-block that stops the service."""
+
+_FENCE = re.compile(r"^\s*```\s*(\S*)\s*$")
+_COMMENT = re.compile(r"^\s*<!-- (?:(not run): (.+)|(Ctrl-C)) -->\s*$")
+
+
+class Block(NamedTuple):
+    """One fenced block."""
+
+    line: int
+    language: str
+    text: str
+    not_run: str  # why; empty for a block that is run
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page in order, and where its service is stopped."""
+    inside: list[str] | None = None
+    language, first, reason = "", 0, ""
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        fence = _FENCE.match(line)
+        if inside is not None:
+            if fence:
+                yield Block(first, language, "\n".join(inside) + "\n", reason)
+                inside, reason = None, ""
+            else:
+                inside.append(line)
+        elif fence:
+            inside, language, first = [], fence[1], number
+        elif comment := _COMMENT.match(line):
+            reason = comment[2] or ""
+            if comment[3]:
+                yield Block(number, CTRL_C, "", "")
+        elif line.strip():
+            reason = ""
+
+
+class Command(NamedTuple):
+    """One command of a console block with the output that the page shows."""
+
+    command: str
+    output: str
+
+
+def commands(block: Block) -> list[Command]:
+    """What a console block shows: lines that begin with `$ ` are typed, the others are printed."""
+    found: list[Command] = []
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            found.append(Command(line.removeprefix("$ "), ""))
+        elif found:
+            found[-1] = found[-1]._replace(output=found[-1].output + line + "\n")
+        else:
+            raise ValueError(f"line {block.line}: a console block begins with `$ `")
+    return found
+
+
+_VARYING = (
+    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
+    (re.compile(r"[\d,.]+ (?=a second|s\b)"), "NUMBER "),
+)
+
+
+def matches(shown: str, printed: str) -> bool:
+    """Whether output is what a page shows: `...` stands for anything; times, rates and durations and the width of gaps are not compared."""
+    for pattern, name in _VARYING:
+        shown, printed = pattern.sub(name, shown), pattern.sub(name, printed)
+    parts = [re.escape(" ".join(part.split())) for part in shown.split("...")]
+    return re.fullmatch(r".*?".join(parts), " ".join(printed.split()), re.DOTALL) is not None

@@ -1,0 +1,188 @@
+"""Every command and every program in the pages is run as it stands, and prints what the page shows."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches
+
+NOT_RUN = {
+    "make setup": "makes the environment in which the tests run",
+    "make test": "would run itself",
+    "make check": "would run itself",
+    "make bench": "takes minutes; its figures are not asserted",
+    "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
+    "python -m tests.docs.tables": "writes into the tree; test_reference.py compares",
+}
+"""Commands that pages may show without their being run here, and why."""
+
+REDUCED = {"make debut": "watertower debut --followers 20000 --seed 7"}
+"""Commands that are run here in a smaller form."""
+
+READY_S, COMMAND_S = 60.0, 240.0
+DEFAULTS = {"write": "127.0.0.1:50051", "read": "127.0.0.1:50052"}
+
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+class Terminals:
+    """A folder in which a page's blocks are run in order: commands in one terminal, `watertower serve` in another.
+
+    A page is followed as it stands but for the ports: the service takes free ones (settings from the environment), the commands know them
+    from the environment, and in programs the two default addresses are replaced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._service: subprocess.Popen[bytes] | None = None
+        self.targets = dict(DEFAULTS)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WATERTOWER_")}
+        self._environment = {
+            **inherited,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "WATERTOWER_WRITE_PORT": "0",
+            "WATERTOWER_READ_PORT": "0",
+            "NO_COLOR": "1",
+        }
+
+    def run(self, block: Block) -> None:
+        """Runs a block and compares what it prints, if the page shows that."""
+        if block.language == CTRL_C:
+            self.stop_service()
+        elif block.language == "python":
+            program = self._folder / "program.py"
+            program.write_text(self._addressed(block.text), "utf-8")
+            self._bash(f"python {program.name}", 0)
+        elif block.language == "console":
+            for command, shown in commands(block):
+                # A command may fail if the page shows how.
+                printed = self._serve(command) if command.startswith("watertower serve") else self._bash(command, None)
+                assert matches(self._addressed(shown), printed), f"{command}\n--- the page shows\n{shown}\n--- printed\n{printed}"
+        elif block.text.startswith("watertower serve"):
+            self._serve(block.text.strip())
+        else:
+            self._bash(REDUCED.get(block.text.strip(), block.text), 0)
+
+    def stop_service(self) -> None:
+        """Ctrl-C: the service ends well."""
+        service, self._service = self._service, None
+        if service is None:
+            return
+        service.send_signal(signal.SIGINT)
+        try:
+            code = service.wait(READY_S)
+        finally:
+            service.kill()
+            service.wait()
+        assert code == 0
+
+    def _serve(self, command: str) -> str:
+        """Starts the service; what it prints when it is ready."""
+        assert self._service is None, "the page starts a service while one runs"
+        said, log = self._folder / "service.out", self._folder / "service.log"
+        with said.open("w") as out, log.open("w") as err:
+            self._service = subprocess.Popen(command.split(), cwd=self._folder, env=self._environment, stdout=out, stderr=err)
+        deadline = time.monotonic() + READY_S
+        while "is ready" not in (printed := said.read_text("utf-8")) and self._service.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        found = re.search(r"writes at (\S+), reads at (\S+),", printed)
+        assert found, printed + log.read_text("utf-8")
+        self.targets = {"write": found[1], "read": found[2]}
+        self._environment |= {"WATERTOWER_WRITE_TARGET": found[1], "WATERTOWER_READ_TARGET": found[2]}
+        return printed
+
+    def _bash(self, command: str, expected_code: int | None) -> str:
+        """Runs commands to their end; both outputs, as a terminal shows them."""
+        done = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", command] if expected_code == 0 else ["bash", "-c", command],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        assert expected_code is None or done.returncode == expected_code, f"{command}\n{done.stdout}"
+        return done.stdout
+
+    def _addressed(self, text: str) -> str:
+        for side, default in DEFAULTS.items():
+            text = text.replace(default, self.targets[side])
+        return text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_command_and_program_runs(page: Path, tmp_path: Path) -> None:
+    """In order, in one new folder a page, against a real service where the page starts one."""
+    terminals = Terminals(tmp_path)
+    try:
+        for block in blocks(page):
+            if block.language in (*COMMANDS, CTRL_C) and (not block.not_run or block.text.strip() in REDUCED):
+                try:
+                    terminals.run(block)
+                except AssertionError as error:
+                    raise AssertionError(f"{page.name}, line {block.line}: {error}") from error
+    finally:
+        terminals.stop_service()
+
+
+def test_what_is_not_run_is_known() -> None:
+    """A block can be left out only by name, with a reason in the page and here."""
+    left_out = [block for page in PAGES for block in blocks(page) if block.not_run and block.language in COMMANDS]
+    commands_left_out = {block.text.strip() for block in left_out if "test_add_a_kind.py runs it" not in block.not_run}
+    assert commands_left_out <= set(NOT_RUN) | set(REDUCED)
+    assert set(REDUCED) <= commands_left_out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_blocks_say_what_they_are(page: Path) -> None:
+    """A block without a language, or with another one, would be a command that nobody runs."""
+    assert {block.language for block in blocks(page)} <= {*COMMANDS, CTRL_C, "diff", "text", "proto"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_and_pictures_resolve(page: Path) -> None:
+    """Every relative link leads to a file, and to a heading of it where it names one."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        found = (page.parent / path) if path else page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in _anchors(found), target
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    """A page that nothing links to is a page that nobody reads."""
+    reached, waiting = set[Path](), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".md" or not page.exists():
+            continue
+        reached.add(page)
+        waiting += [(page.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))]
+    assert [page for page in PAGES if page.resolve() not in {found.resolve() for found in reached}] == []
+
+
+def test_pictures_show_no_machine() -> None:
+    """A recorded screen has no paths, hosts or users in it, and loads nothing from elsewhere."""
+    for picture in (ROOT / "docs" / "images").glob("*.svg"):
+        text = picture.read_text("utf-8")
+        assert not re.search(r"/(home|root|tmp|work|Users)/|https?://(?!www\.w3\.org/)|@font-face", text), picture.name
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
