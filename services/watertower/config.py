@@ -181,6 +181,7 @@ def effective(settings: Settings, options: Mapping[str, Any]) -> list[EffectiveS
 _NOT_SETTINGS = {
     "WATERTOWER_REQUIRE_ENGINES",
     "WATERTOWER_TEST_DATA",
+    "WATERTOWER_TEST_SEED",
     "WATERTOWER_FAILPOINTS",
     "WATERTOWER_NOTIFY_FD",
     "WATERTOWER_WRITE_TARGET",
