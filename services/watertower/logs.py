@@ -4,6 +4,7 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import EventDict
 
 from watertower.config import ServiceSettings
 
@@ -12,9 +13,15 @@ def configure(settings: ServiceSettings, role: str) -> None:
     """Sets up the process's logs. Every line carries the time (UTC), the level and the role."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     level = getattr(logging, settings.log_level.upper())
+
+    def add_role(logger: object, method: str, event: EventDict) -> EventDict:
+        event["role"] = role  # not by a context variable: a thread does not inherit it
+        return event
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            add_role,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -24,6 +31,5 @@ def configure(settings: ServiceSettings, role: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(role=role)
     # grpc and asyncio report through the standard library: keep theirs at warnings, on the same stream.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

@@ -18,7 +18,13 @@ from watertower.ports import Clock
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 STATUS_KEY = "grpc-status-details-bin"
 
-_RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+RETRYABLE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # by a server that stops, of a call that it has received and not begun; nobody here cancels
+)
+"""After these the identical call may be sent again."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),  # ours are counted, jittered and bounded
@@ -78,7 +84,7 @@ def call(
     rng: random.Random,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """The answer of one unary call. Retries UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED within `policy`, until `give_up`
+    """The answer of one unary call. Retries what is RETRYABLE within `policy`, until `give_up`
     says so. Raises CallFailed."""
     started = clock.monotonic_s()
     attempt = 0
@@ -90,7 +96,7 @@ def call(
             wait_s = (details.retry_after_s or 0.0) + full_jitter(attempt, policy.base_s, policy.cap_s, rng.random())
             attempt += 1
             over = attempt >= policy.attempts_max or clock.monotonic_s() + wait_s - started > policy.total_s
-            if error.code() not in _RETRYABLE or details.no_retry or over or give_up():
+            if error.code() not in RETRYABLE or details.no_retry or over or give_up():
                 raise _failure(error, details, target) from error
         clock.sleep(wait_s)
 
@@ -134,7 +140,7 @@ def _failure(error: grpc.RpcError, details: _Details, target: str) -> CallFailed
         message = f"nothing answers at {target}: start it with `watertower serve`, or name its address (--write-target, --read-target)"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{target} did not answer in time: it is overloaded or stuck; try again, or look at its log"
-    elif code in _RETRYABLE:
+    elif code in RETRYABLE:
         message = f"{target} cannot take the call now: {said}"
     else:
         message = f"{target} refused the call: {said}"

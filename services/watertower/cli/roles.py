@@ -1,5 +1,7 @@
 """`watertower serve`, its roles one by one, and `watertower config`."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +15,26 @@ Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON objec
 
 
 def register(app: typer.Typer) -> None:
-    app.command("serve")(serve)
-    app.command("ingest")(ingest)
-    app.command("projector")(projector)
-    app.command("query")(query)
+    for name, command in (("serve", serve), ("ingest", ingest), ("projector", projector), ("query", query)):
+        app.command(name)(_refusing(command))
     app.command("config")(config)
+
+
+def _refusing(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the exit code that tells whoever starts it that a restart cannot help."""
+
+    @functools.wraps(command)
+    def refusing(*args: Any, **kwargs: Any) -> None:
+        from watertower.cli.output import CommandFailed
+        from watertower.errors import StartRefused
+        from watertower.role import EXIT_REFUSED
+
+        try:
+            command(*args, **kwargs)
+        except StartRefused as error:
+            raise CommandFailed(str(error), code=EXIT_REFUSED) from error
+
+    return refusing
 
 
 def _options(data: Path | None, write_port: int | None, read_port: int | None, assignments: list[str] | None) -> dict[str, Any]:

@@ -19,6 +19,12 @@ from watertower.v1 import common_pb2, writer_pb2, writer_pb2_grpc
 CALLS_ON_THEIR_WAY = 8
 CALL_TIMEOUT_S = 30.0
 _RETRY_BASE_S, _RETRY_CAP_S = 0.05, 2.0
+_REPEATED = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # by a server that stops, of a call that it has received and not begun
+)
 _PACE_S = 0.02
 """At a fixed speed, seconds of presses that go into one call at most."""
 
@@ -72,7 +78,7 @@ class Surge:
                 response = call.result()
                 break
             except grpc.RpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if error.code() not in _REPEATED:
                     raise
                 self.retried += 1
                 self._clock.sleep(full_jitter(attempt, _RETRY_BASE_S, _RETRY_CAP_S, self._rng.random()))
