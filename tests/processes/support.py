@@ -27,7 +27,12 @@ from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2, w
 
 CLOCK = SystemClock()
 
-RETRIED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
+RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # a call that a stopping server has received and not begun
+}
 CALL_S = 5.0
 """Deadline of one attempt."""
 

@@ -1,0 +1,222 @@
+"""The life of the service: how it ends, what it does when a part dies, and that its parts run alone."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.processes.support import (
+    QUICK,
+    RETRIED,
+    Expected,
+    Writers,
+    assert_audit_is_clean,
+    assert_store_equals,
+    follow,
+    read_counts,
+    reading,
+    record,
+    wait_visible,
+    watertower,
+    writing,
+)
+from watertower import bootstrap, datafolder
+from watertower.backends.sqlite import SqliteLogReader
+from watertower.core.backoff import full_jitter
+from watertower.testing.service import ROLES, Service, group_alive, wait_until
+
+WRITER, READER = "watertower.v1.EngagementWriter", "watertower.v1.EngagementReader"
+Stopper = Callable[[Service], None]
+
+
+def health(target: str, service: str = "") -> str:
+    """What the server says of itself; "CLOSED" where nothing answers."""
+    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=2.0)
+        except grpc.RpcError as error:
+            if error.code() not in RETRIED:
+                raise
+            return "CLOSED"
+    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return name
+
+
+def _sigterm(service: Service) -> None:
+    service.send(signal.SIGTERM)
+
+
+def _ctrl_c(service: Service) -> None:
+    """A terminal sends SIGINT to the whole group."""
+    assert service.process is not None
+    os.killpg(service.process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [_sigterm, _ctrl_c], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_takes_readiness_off_then_applies_what_was_acknowledged_then_ends(
+    tmp_path: Path, rng: random.Random, stop: Stopper
+) -> None:
+    """Under load. First ingest says that it is not ready and ends, then the projector has applied everything, then query ends; the exit
+    code is 0 and every acknowledged event is in the store."""
+    data = tmp_path / "data"
+    with Service(data) as service:
+        service.start()
+        assert health(service.write_target) == health(service.write_target, WRITER) == "SERVING"
+        assert health(service.read_target) == health(service.read_target, READER) == "SERVING"
+        with Writers(service.write_target, 4, rng) as writers:
+            wait_until(partial(writers.acknowledged_more_than, 3_000), "events are acknowledged")
+            stop(service)
+            wait_until(lambda: health(service.write_target) in ("NOT_SERVING", "CLOSED"), "ingest is not ready any more")
+            assert service.wait_ended() == 0
+            assert health(service.read_target) == "CLOSED"
+            acknowledged = writers.snapshot()
+            _assert_applied(data, acknowledged)
+            said = [(event["event"], event["child"]) for event in service.events() if "child" in event]
+            assert [child for event, child in said if event == "role_stopped"] == list(ROLES)
+            for role in ("ingest", "query"):
+                assert said.index(("role_not_ready", role), said.index(("role_ready", role))) < said.index(("role_stopped", role))
+            assert all(event["exit_code"] == 0 for event in service.events("role_stopped"))
+            # Whether a call that got no answer was recorded is open until it is repeated.
+            service.start()
+            expected = writers.finish()
+        assert service.stop() == 0
+    assert_store_equals(data, expected)
+
+
+def _assert_applied(data: Path, acknowledged: Expected) -> None:
+    """The store has everything that was acknowledged; it may have more, of calls that got no answer."""
+    with contextlib.closing(bootstrap.open_scanner(data)) as scanner:
+        ends = {partition: progress.end for partition, progress in scanner.progress().items()}
+        edges = {key: (edge.occurred_at, not edge.active) for key, edge in scanner.edges()}
+    assert all(ends[partition] >= end for partition, end in acknowledged.ends.items())
+    behind = [key for key, state in acknowledged.edges.items() if key not in edges or edges[key] < state]
+    assert behind == []
+    assert_audit_is_clean(data)
+
+
+def test_a_role_that_dies_is_restarted_with_backoff_and_said_so(tmp_path: Path) -> None:
+    """Each role in turn, one of them three times: its death and its restart are in the log, no restart comes earlier than was said or
+    later than the cap allows, and the service works again."""
+    settings = {"restart_base_ms": 100, "restart_cap_ms": 300}
+    with Service(tmp_path / "data", settings=settings) as service:
+        service.start()
+        for number, role in enumerate(("projector", "query", "ingest", "ingest", "ingest")):
+            assert service.kill(role)
+            wait_until(lambda role=role, n=number: len(service.events("role_died")) > n, f"{role} is said to be dead")  # type: ignore[misc]
+            service.wait_roles_ready()
+            with writing(service.write_target) as writer:
+                position = record(writer, [follow(f"ann{number}", "star")])
+            wait_visible(service.read_target, position.offsets)
+        with reading(service.read_target) as reader:
+            counts, _ = read_counts(reader, ["star"])
+        assert counts[0]["followers"] == 5
+        deaths: dict[str, int] = {}
+        starts = service.events("role_started")
+        for death in service.events("role_died"):
+            role = death["child"]
+            attempt = deaths[role] = deaths.get(role, 0) + 1
+            assert death["exit_code"] == -signal.SIGKILL
+            assert 0 <= death["restart_in_s"] <= full_jitter(attempt - 1, 0.1, 0.3, 1.0)
+            again = next(event for event in starts if event["child"] == role and event["starts"] == attempt + 1)
+            waited = datetime.fromisoformat(again["timestamp"]) - datetime.fromisoformat(death["timestamp"])
+            assert waited.total_seconds() >= death["restart_in_s"] - 0.001  # rounded
+        assert deaths == {"projector": 1, "query": 1, "ingest": 3}
+        assert service.stop() == 0
+
+
+def test_the_roles_end_when_the_supervisor_is_killed(tmp_path: Path, rng: random.Random) -> None:
+    """SIGKILL to the supervisor alone: every role notices, drains and ends, and a new `serve` starts on the same folder."""
+    data = tmp_path / "data"
+    with Service(data, settings=QUICK) as service:
+        service.start()
+        with Writers(service.write_target, 2, rng) as writers:
+            wait_until(partial(writers.acknowledged_more_than, 1_000), "events are acknowledged")
+            service.send(signal.SIGKILL)
+            assert service.wait_ended() == -signal.SIGKILL
+            assert service.process is not None
+            group = service.process.pid
+            wait_until(lambda: not group_alive(group), "the roles have ended")
+            assert {event["role"] for event in service.events("supervisor_gone")} == set(ROLES)
+            service.start()
+            expected = writers.finish()
+        assert service.stop() == 0
+    assert_store_equals(data, expected)
+
+
+def test_a_second_serve_on_one_folder_is_refused(tmp_path: Path) -> None:
+    """It names the first one's pid, exits with 3, and leaves the first alone. So does a single role."""
+    with Service(tmp_path / "data") as service:
+        service.start()
+        assert service.process is not None
+        second = watertower("serve", "--data", service.data, "--write-port", 0, "--read-port", 0)
+        assert second.code == 3
+        assert f"serve already runs on {service.data}, as process {service.process.pid}:" in second.err
+        for role in ("ingest", "projector"):
+            port = ("--write-port", 0) if role == "ingest" else ()
+            alone = watertower(role, "--data", service.data, *port)
+            assert alone.code == 3
+            assert f"{role} already runs on {service.data}, as process {service.pids()[role]}:" in alone.err
+        with writing(service.write_target) as writer:
+            wait_visible(service.read_target, record(writer, [follow("ann", "star")]).offsets)
+        assert service.events("role_died") == []
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(ROLES)), ids="-".join)
+def test_roles_start_alone_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
+    """Each as a process of its own, one after the other. A query process before the first projector says that it waits for the store."""
+    data = tmp_path / "data"
+    with contextlib.ExitStack() as stack:
+        roles = {role: stack.enter_context(Service(data, role)) for role in ROLES}
+        for role in order:
+            roles[role].start(ready=False)
+            if role == "query" and order.index("projector") > order.index("query"):
+                wait_until(lambda: roles["query"].events("not_ready"), "query says that it waits")
+                assert "a projector creates it" in roles["query"].events("not_ready")[0]["reason"]
+                assert health(roles["query"].read_target) == "CLOSED"
+            else:
+                roles[role].wait_ready()
+        roles["query"].wait_ready()
+        with writing(roles["ingest"].write_target) as writer:
+            position = record(writer, [follow("ann", "star"), follow("bob", "star")])
+        wait_visible(roles["query"].read_target, position.offsets)
+        with reading(roles["query"].read_target) as reader:
+            counts, _ = read_counts(reader, ["star", "ann"])
+        assert (counts[0]["followers"], counts[1]["following"]) == (2, 1)
+        for role in order:
+            assert roles[role].stop() == 0
+
+
+def test_offsets_are_not_used_again_after_restarts_and_truncation(tmp_path: Path) -> None:
+    """Of every partition, the offsets in write tokens only grow, though the log is truncated behind what is applied and the service is
+    ended or killed in between."""
+    data = tmp_path / "data"
+    highest: dict[int, int] = {}
+    with Service(data, settings={"ingest_truncate_interval_ms": 20}) as service:
+        for start in range(4):
+            service.start()
+            with writing(service.write_target) as writer:
+                for call in range(20):
+                    offsets = record(writer, [follow(f"ann{start}-{call}-{n}", "star") for n in range(20)]).offsets
+                    for partition, offset in offsets.items():
+                        assert offset > highest.get(partition, -1), "an offset was used again"
+                        highest[partition] = offset
+            wait_visible(service.read_target, highest)
+            folder = datafolder.open_existing(data)
+            with contextlib.closing(SqliteLogReader(folder.log_path, folder.commits_path, folder.identity)) as log:
+                wait_until(lambda log=log: all(log.start(p) == end for p, end in highest.items()), "the log is truncated")  # type: ignore[misc]
+            if start % 2:
+                service.kill_group()
+            else:
+                assert service.stop() == 0
+    assert len(highest) == folder.identity.partitions
+    assert_audit_is_clean(data)
