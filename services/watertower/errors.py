@@ -54,9 +54,9 @@ class Reason(Enum):
     REF_NOT_ALLOWED = _Entry(Status.INVALID_ARGUMENT, "must be empty for this kind")
     REF_REQUIRED = _Entry(Status.INVALID_ARGUMENT, "is required for COMMENT: the comment's own id, 1 to 128 bytes of UTF-8")
     # enums
-    KIND_UNKNOWN = _Entry(Status.INVALID_ARGUMENT, "must be a kind of this version: FOLLOW, LIKE or COMMENT")
+    KIND_UNKNOWN = _Entry(Status.INVALID_ARGUMENT, "must be a kind that this version knows, and not UNSPECIFIED")
     STATE_UNKNOWN = _Entry(Status.INVALID_ARGUMENT, "must be ACTIVE or REMOVED")
-    METRICS_COUNT = _Entry(Status.INVALID_ARGUMENT, "must have 1 to 6 metrics, each at most once")
+    METRICS_COUNT = _Entry(Status.INVALID_ARGUMENT, "must name at least one metric, each at most once")
     METRIC_UNKNOWN = _Entry(Status.INVALID_ARGUMENT, "must be a metric of this version")
     # time
     OCCURRED_AT_REQUIRED = _Entry(Status.INVALID_ARGUMENT, "is required: when the user acted, fixed before the first attempt")

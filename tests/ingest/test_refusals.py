@@ -30,7 +30,7 @@ BAD_EVENTS: dict[str, tuple[Event, str, Reason]] = {
     "control in ref": (follow(**COMMENT | {"ref": "a\x1fb"}), "ref", Reason.ID_CONTROL_CHARACTER),
     "129-byte ref": (follow(**COMMENT | {"ref": "c" * 129}), "ref", Reason.ID_LENGTH),
     "no kind": (follow(kind=0), "kind", Reason.KIND_UNKNOWN),
-    "unknown kind": (follow(kind=4), "kind", Reason.KIND_UNKNOWN),
+    "unknown kind": (follow(kind=99), "kind", Reason.KIND_UNKNOWN),
     "kind above a byte": (follow(kind=257), "kind", Reason.KIND_UNKNOWN),
     "negative kind": (follow(kind=-1), "kind", Reason.KIND_UNKNOWN),
     "no state": (follow(state=0), "state", Reason.STATE_UNKNOWN),

@@ -274,7 +274,7 @@ BAD_INPUT = [
     ("GetCounts", pb.GetCountsRequest(entity="a"), [("metrics", "METRICS_COUNT")]),
     ("GetCounts", pb.GetCountsRequest(entity="a", metrics=[1, 2, 1]), [("metrics", "METRICS_COUNT")]),
     ("GetCounts", pb.GetCountsRequest(entity="a", metrics=[0]), [("metrics[0]", "METRIC_UNKNOWN")]),
-    ("GetCounts", pb.GetCountsRequest(entity="", metrics=[1, 7]), [("entity", "ID_LENGTH"), ("metrics[1]", "METRIC_UNKNOWN")]),
+    ("GetCounts", pb.GetCountsRequest(entity="", metrics=[1, 99]), [("entity", "ID_LENGTH"), ("metrics[1]", "METRIC_UNKNOWN")]),
     ("BatchGetCounts", pb.BatchGetCountsRequest(metrics=[1]), [("entities", "ENTITIES_COUNT")]),
     ("BatchGetCounts", pb.BatchGetCountsRequest(entities=["a"] * 1_001, metrics=[1]), [("entities", "ENTITIES_COUNT")]),
     (

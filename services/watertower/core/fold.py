@@ -36,6 +36,8 @@ from watertower.core.model import (
 _SUBJECT_METRIC = {int(kind): int(rule.subject_metric) for kind, rule in KINDS.items()}
 _ACTOR_METRIC = {int(kind): int(rule.actor_metric) for kind, rule in KINDS.items()}
 
+_new = tuple.__new__  # builds a named tuple in a third of the time that its own constructor takes
+
 
 class ShardBehindEdge(Exception):
     """An edge is ahead of a shard that it moved. The store broke a promise; the partition must stop.
@@ -126,7 +128,7 @@ def fold(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mappi
                 bucket = 0
             if active:
                 lists[subject, kind, partition, bucket, at, actor, ref] = added
-            changed[edge_key] = Edge(active == 1, at, bucket, offset)
+            changed[edge_key] = _new(Edge, (active == 1, at, bucket, offset))
 
     written: dict[ShardKey, Shard] = {}
     ahead: dict[ShardKey, Shard] = {}
@@ -136,7 +138,7 @@ def fold(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mappi
             ahead[key] = shards[key]
         else:
             # Also when the net change is zero: "touched means written" is what the skip rule of a replay relies on.
-            written[key] = Shard(value, gained, crossings, end)
+            written[key] = _new(Shard, (value, gained, crossings, end))
     return Flush(written, lists, changed, progress, written | ahead)
 
 
