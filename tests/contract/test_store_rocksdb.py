@@ -224,6 +224,23 @@ def test_a_reader_that_cannot_follow_opens_anew(tmp_path: Path) -> None:
     store.close()
 
 
+def test_catching_up_with_nothing_is_nearly_free(tmp_path: Path) -> None:
+    """Where the owner has written nothing, RocksDB is not even asked: here it could not answer."""
+    path = tmp_path / "store"
+    store = open_store(path)
+    reader = open_reader(path)
+    apply(store, store.feed, [record(0, 0, events(0))])
+    reader.catch_up()
+    reader._db.close()
+    reader.catch_up()
+    assert reader.reopened == 0
+    apply(store, store.feed, [record(0, 1, events(1))])
+    reader.catch_up()
+    assert reader.reopened == 1
+    reader.close()
+    store.close()
+
+
 # --- beside an owner that dies
 
 

@@ -163,8 +163,8 @@ class RocksDbStore:
         db = open_owner(self._path, self._identity, self._write_buffer_bytes, self._block_cache_bytes)
         first = scan(db, keys.FEED, limit=1)
         last = last_key(db, keys.FEED)
-        if first and last is not None:
-            self._feed = self._feed_synced = range(keys.decode_sequence(first[0][0]), keys.decode_sequence(last) + 1)
+        kept = range(keys.decode_sequence(first[0][0]), keys.decode_sequence(last) + 1) if first and last is not None else range(0)
+        self._feed = self._feed_synced = kept
         self._db = db
 
     def _let_go(self) -> None:

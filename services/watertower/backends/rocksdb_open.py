@@ -1,6 +1,7 @@
 """Opening RocksDB: options, identity, and what the driver's errors mean. Shared by the owner and by readers."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +76,9 @@ def open_owner(path: Path, identity: StoreIdentity, write_buffer_bytes: int, blo
     # One writing thread: neither concurrent inserts nor spinning for a place in the queue of writers.
     options.set_allow_concurrent_memtable_write(False)
     options.set_enable_write_thread_adaptive_yield(False)
+    # New edges are looked up in vain: let the memtable say so without a search.
+    options.set_memtable_prefix_bloom_ratio(0.05)
+    options.set_memtable_whole_key_filtering(True)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "CURRENT").exists() and any(path.glob("MANIFEST-*")):
@@ -113,6 +117,14 @@ def open_secondary(path: Path, secondary_path: Path, identity: StoreIdentity, bl
     if not _has_identity(db, path, identity):
         raise BackendUnavailable(f"the store at {path} is being created")
     return db
+
+
+def written(path: Path) -> frozenset[tuple[str, int]]:
+    """The files to which an owner appends, and their sizes: as long as it is the same, nothing was written. Costs 20 us."""
+    with os.scandir(path) as files:
+        return frozenset(
+            (file.name, file.stat().st_size) for file in files if file.name.endswith(".log") or file.name.startswith("MANIFEST-")
+        )
 
 
 def scan(db: Rdict, prefix: bytes, start: bytes | None = None, limit: int | None = None) -> list[Row]:
@@ -184,9 +196,6 @@ def _options(write_buffer_bytes: int, block_cache_bytes: int) -> Options:
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(write_buffer_bytes)
     options.set_max_write_buffer_number(2)
-    # New edges are looked up in vain: let the memtable say so without a search.
-    options.set_memtable_prefix_bloom_ratio(0.05)
-    options.set_memtable_whole_key_filtering(True)
     options.set_target_file_size_base(write_buffer_bytes)
     options.set_max_bytes_for_level_base(4 * write_buffer_bytes)
     options.set_level_compaction_dynamic_level_bytes(True)
