@@ -119,12 +119,18 @@ def open_secondary(path: Path, secondary_path: Path, identity: StoreIdentity, bl
     return db
 
 
-def written(path: Path) -> frozenset[tuple[str, int]]:
-    """The files to which an owner appends, and their sizes: as long as it is the same, nothing was written. Costs 20 us."""
-    with os.scandir(path) as files:
-        return frozenset(
-            (file.name, file.stat().st_size) for file in files if file.name.endswith(".log") or file.name.startswith("MANIFEST-")
-        )
+def written(path: Path) -> frozenset[tuple[str, int]] | None:
+    """The files to which an owner appends, with their sizes: as long as it is the same, nothing was written. Costs 20 us. None while
+    files come and go. Raises BackendUnavailable where the folder cannot be read."""
+    try:
+        with os.scandir(path) as files:
+            return frozenset(
+                (file.name, file.stat().st_size) for file in files if file.name.startswith("MANIFEST-") or file.name.endswith(".log")
+            )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BackendUnavailable(f"the store at {path} cannot be read: {error}") from error
 
 
 def scan(db: Rdict, prefix: bytes, start: bytes | None = None, limit: int | None = None) -> list[Row]:

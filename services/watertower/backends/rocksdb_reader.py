@@ -38,7 +38,7 @@ class RocksDbReader:
         self._block_cache_bytes = block_cache_bytes
         self._catching_up = threading.Lock()
         self._polling = threading.Lock()
-        self._caught_up_to: frozenset[tuple[str, int]] = frozenset()
+        self._caught_up_to: frozenset[tuple[str, int]] | None = None
         self._seen: int | None = None  # sequence of the last feed message taken
         self._closed = False
         self.reopened = 0
@@ -54,12 +54,12 @@ class RocksDbReader:
             if self._closed:
                 raise BackendRefused("the reader is closed")
             now = written(self._path)
-            if now != self._caught_up_to:  # RocksDB takes half a millisecond to find out that there is nothing
+            if now is None or now != self._caught_up_to:  # RocksDB takes half a millisecond to find out that there is nothing
                 self._follow()
                 self._caught_up_to = now
 
     def _follow(self) -> None:
-        self._caught_up_to = frozenset()
+        self._caught_up_to = None
         # The owner may delete a file between our reading its name and opening it: the second attempt reads newer names.
         for _ in range(2):
             with suppress(Exception):
