@@ -7,7 +7,7 @@ Every method raises `errors.BackendUnavailable` where trying again may help and 
 exception leaves a back end. Times are microseconds since 1970 UTC unless the name says otherwise.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
@@ -127,11 +127,11 @@ class Store(Protocol):
         """True when opening the store a second time for writing is refused while the first owner lives."""
         ...
 
-    def read_edges(self, keys: Sequence[EdgeKey]) -> dict[EdgeKey, Edge]:
+    def read_edges(self, keys: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
         """The edges that exist, as of now or later (never older than a write that was synced). Removed edges exist."""
         ...
 
-    def read_shards(self, keys: Sequence[ShardKey]) -> dict[ShardKey, Shard]:
+    def read_shards(self, keys: Collection[ShardKey]) -> dict[ShardKey, Shard]:
         """The shards that exist, as of now or later. A value and its position are one cell: never torn."""
         ...
 

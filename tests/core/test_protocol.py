@@ -59,7 +59,7 @@ def owner(rows: Rows, log: list[Record], shared: dict[str, int], rng: random.Ran
         keys = touched(records)
         edges, shards = {}, {}
         for table in how.read.split(", "):
-            for key in rng.sample(wanted := getattr(keys, table), len(wanted)):
+            for key in rng.sample(wanted := list(getattr(keys, table)), len(wanted)):
                 if (row := rows.read((table, key))) is not None:
                     (edges if table == "edges" else shards)[key] = row
                 yield

@@ -7,7 +7,7 @@ what is there. For tests and the simulator; nothing here is durable, and nothing
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
@@ -88,12 +88,12 @@ class MemoryStore:
 
     # --- Store
 
-    def read_edges(self, keys: Sequence[EdgeKey]) -> dict[EdgeKey, Edge]:
+    def read_edges(self, keys: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
         with self._rows.lock:
             found = {key: self._rows.edges[key[0]].get(key) for key in keys}
         return {key: edge for key, edge in found.items() if edge is not None}
 
-    def read_shards(self, keys: Sequence[ShardKey]) -> dict[ShardKey, Shard]:
+    def read_shards(self, keys: Collection[ShardKey]) -> dict[ShardKey, Shard]:
         with self._rows.lock:
             found = {key: self._rows.shards[key[0]].get(key) for key in keys}
         return {key: shard for key, shard in found.items() if shard is not None}

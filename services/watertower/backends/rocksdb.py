@@ -4,7 +4,7 @@ A flush, its progress and its feed messages are one write batch, written and syn
 rows lie is in rocksdb_keys.py, how the database is opened in rocksdb_open.py, the readers' side in rocksdb_reader.py.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -67,10 +67,10 @@ class RocksDbStore:
 
     # --- reads
 
-    def read_edges(self, wanted: Sequence[EdgeKey]) -> dict[EdgeKey, Edge]:
+    def read_edges(self, wanted: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
         return self._read(dict(zip(keys.edge_keys(wanted, self._ids), wanted, strict=True)), keys.decode_edge)
 
-    def read_shards(self, wanted: Sequence[ShardKey]) -> dict[ShardKey, Shard]:
+    def read_shards(self, wanted: Collection[ShardKey]) -> dict[ShardKey, Shard]:
         return self._read(dict(zip(keys.shard_keys(wanted, self._ids), wanted, strict=True)), keys.decode_shard)
 
     def read_progress(self) -> dict[int, Progress]:

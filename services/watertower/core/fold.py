@@ -53,10 +53,13 @@ class ShardBehindEdge(Exception):
 
 
 class Touched(NamedTuple):
-    """The rows that a flush must read, each once, in order of first use. Read `edges` first."""
+    """The rows that a flush must read, each once, in order of first use. Read `edges` first.
 
-    edges: list[EdgeKey]
-    shards: list[ShardKey]
+    `edges` gives each edge's shard of its actor: every write of the edge moved it or touched it.
+    """
+
+    edges: dict[EdgeKey, ShardKey]
+    shards: dict[ShardKey, None]
 
 
 class Flush(NamedTuple):
@@ -71,14 +74,14 @@ class Flush(NamedTuple):
 
 def touched(records: Iterable[Record]) -> Touched:
     """Every edge and every shard that the records' events belong to."""
-    edges: dict[EdgeKey, None] = {}
+    edges: dict[EdgeKey, ShardKey] = {}
     shards: dict[ShardKey, None] = {}
     for partition, _, _, _, (actors, kinds, subjects, refs, _, _) in records:
-        edges.update(dict.fromkeys(zip(actors, kinds, subjects, refs, strict=True)))
-        for actor, kind, subject in zip(actors, kinds, subjects, strict=True):
-            shards[subject, _SUBJECT_METRIC[kind], partition] = None
-            shards[actor, _ACTOR_METRIC[kind], partition] = None
-    return Touched(list(edges), list(shards))
+        for edge in zip(actors, kinds, subjects, refs, strict=True):
+            actor, kind, subject, _ = edge
+            edges[edge] = of_actor = (actor, _ACTOR_METRIC[kind], partition)
+            shards[subject, _SUBJECT_METRIC[kind], partition] = shards[of_actor] = None
+    return Touched(edges, shards)
 
 
 def fold(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mapping[ShardKey, Shard]) -> Flush:
