@@ -29,8 +29,8 @@ def rows(page: str) -> list[list[str]]:
 
 
 def named(text: str) -> set[str]:
-    """What stands in backticks."""
-    return set(re.findall(r"`([^`]+)`", text))
+    """What stands in backticks, outside of blocks."""
+    return set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
 
 
 def limits_in_code() -> Iterator[tuple[str, int]]:
