@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.store_harnesses import MemoryHarness, RocksDbHarness
+from watertower.core.model import Kind, ListChange
 from watertower.testing.contract_feed import FeedContract
 from watertower.testing.contract_store import StoreContract
 
@@ -16,6 +17,16 @@ class TestMemoryStore(StoreContract, FeedContract):
     @pytest.fixture
     def stores(self) -> MemoryHarness:
         return MemoryHarness()
+
+    def test_a_delete_beats_the_value_of_its_position(self, stores: MemoryHarness) -> None:
+        """Whichever comes first; a later position beats both."""
+        store = stores.owner().store
+        first, second = (("s", int(Kind.FOLLOW), 0, 0, 5, actor, "") for actor in ("a", "b"))
+        store.write_derived({}, {first: ListChange(False, 7), second: ListChange(True, 7)})
+        store.write_derived({}, {first: ListChange(True, 7), second: ListChange(False, 7)})
+        assert list(stores.scanner().subject_lists()) == []
+        store.write_derived({}, {first: ListChange(True, 8)})
+        assert list(stores.scanner().subject_lists()) == [first]
 
 
 class TestRocksDbStore(StoreContract, FeedContract):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from watertower.backends.rocksdb_open import translated
 from watertower.core.model import Kind, Metric
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import LogIdentity, StoreIdentity
-from watertower.testing.replay import apply, record, rows_of
+from watertower.testing.replay import apply, expected_rows, record, rows_of
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
@@ -196,6 +197,25 @@ def test_the_feed_does_not_grow(tmp_path: Path) -> None:
     db.close()
 
 
+def test_a_scan_survives_that_all_its_files_are_compacted_away(tmp_path: Path) -> None:
+    """Every file is open from the start, however many there are: what the owner deletes stays readable."""
+    path = tmp_path / "store"
+    store = open_store(path)
+    store._opened().set_options({"disable_auto_compactions": "true"})
+    log = [record(0, offset, events(offset)) for offset in range(30)]
+    for one in log:
+        apply(store, store.feed, [one])
+        store._opened().flush()
+    scanner = open_scanner(path)
+    before = {file.name for file in path.glob("*.sst")}
+    assert len(before) == 30
+    store._opened().compact_range(None, None)
+    assert not before & {file.name for file in path.glob("*.sst")}
+    assert rows_of(scanner) == expected_rows(log)
+    scanner.close()
+    store.close()
+
+
 def test_readers_leave_nothing_behind(tmp_path: Path) -> None:
     """A closed reader's and scanner's own folders are gone, the store's is not."""
     path = tmp_path / "store"
@@ -355,6 +375,26 @@ def test_a_full_disk_passes(small_disk: Path) -> None:
     assert ends == sorted(set(ends))
     assert len(rows_of(open_scanner(path)).subject_lists) == followers(offset - 1)
     reader.close()
+    store.close()
+
+
+def test_a_disk_that_failed_is_tried_again(tmp_path: Path) -> None:
+    """Also after an error that RocksDB itself does not recover from: here a file that may not grow."""
+    store = open_store(tmp_path / "store")
+    apply(store, store.feed, [record(0, 0, events(0))])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(BackendUnavailable, match="File too large"):
+            apply(store, store.feed, [record(0, 1, events(1))])
+        store.abandon()
+        with pytest.raises(BackendUnavailable):
+            apply(store, store.feed, [record(0, 1, events(1))])
+        store.abandon()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    apply(store, store.feed, [record(0, 1, events(1))])
+    assert rows_of(open_scanner(tmp_path / "store")) == expected_rows([record(0, offset, events(offset)) for offset in range(2)])
     store.close()
 
 

@@ -255,6 +255,16 @@ class StoreContract:
         assert stores.reader().store.read_progress() == expected_rows(log).progress
         assert stores.owner().store.read_progress() == expected_rows(log).progress
 
+    def test_what_an_exclusive_store_abandons_never_shows(self, stores: StoreHarness) -> None:
+        """Held back and abandoned, rows are not written by a later sync. (Any other store may have written them at once.)"""
+        owner = stores.owner()
+        if not owner.store.exclusive:
+            return
+        apply(*owner, [record(0, 0, [("a", Kind.FOLLOW, "s", "", True, 5)])], sync=False)
+        owner.store.abandon()
+        owner.store.sync()
+        assert rows_of(stores.scanner()) == expected_rows([])
+
     @pytest.mark.parametrize("synced", [True, False])
     @pytest.mark.parametrize("steps", range(len(STEPS) + 1))
     def test_a_flush_that_broke_off_is_made_up_for(
