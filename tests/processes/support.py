@@ -167,13 +167,16 @@ def follow(actor: str, subject: str, active: bool = True) -> Event:
     return Event(actor, 1, subject, "", active, CLOCK.now_us())
 
 
+def counts_request(entities: Sequence[str]) -> reader_pb2.BatchGetCountsRequest:
+    return reader_pb2.BatchGetCountsRequest(entities=entities, metrics=[f"METRIC_{metric.upper()}" for metric in METRICS])
+
+
 def read_counts(stub: Any, entities: Sequence[str]) -> tuple[list[dict[str, int]], Position]:
     """(counts by metric of each entity, the answer's position). One attempt."""
     counts: list[dict[str, int]] = []
     position = b""
     for at in range(0, len(entities), 1_000):
-        request = reader_pb2.BatchGetCountsRequest(entities=entities[at : at + 1_000], metrics=[f"METRIC_{m.upper()}" for m in METRICS])
-        answer = stub.BatchGetCounts(request, timeout=CALL_S)
+        answer = stub.BatchGetCounts(counts_request(entities[at : at + 1_000]), timeout=CALL_S)
         counts += [dict(zip(METRICS, row.values, strict=True)) for row in answer.counts]
         position = position or answer.freshness.position
     return counts, decode_position(position)
@@ -376,6 +379,15 @@ class Writers:
             thread.join()
 
 
+def _claim(freshness: common_pb2.Freshness) -> Position | None:
+    position = decode_position(freshness.position)
+    if position.offsets:
+        return position
+    assert freshness.stale, "an answer claims nothing and does not say that it is stale"
+    assert not freshness.HasField("as_of")
+    return None
+
+
 class Readers:
     """Threads that read counts, edges and lists, and hold the answers against what is promised while things die."""
 
@@ -387,6 +399,8 @@ class Readers:
         self._errors: list[BaseException] = []
         self.answers = 0
         self.failures = 0
+        self.unknown_age = 0
+        """Answers from memory while the store could not be read: they say that they are stale and claim nothing."""
 
     def finish(self) -> None:
         """Ends them; raises what the first of them found wrong."""
@@ -411,6 +425,9 @@ class Readers:
                         self._stop.wait(RETRY_S)
                         continue
                     self.answers += 1
+                    if position is None:
+                        self.unknown_age += 1
+                        continue
                     back = {p: (end, position.offsets.get(p, -1)) for p, end in seen.items() if position.offsets.get(p, -1) < end}
                     assert not back, f"the position of an answer lies behind that of an earlier one (then, now): {back}"
                     seen.update(position.offsets)
@@ -418,15 +435,17 @@ class Readers:
         except BaseException as error:
             self._errors.append(error)
 
-    def _read(self, stub: Any, rng: random.Random) -> Position:
+    def _read(self, stub: Any, rng: random.Random) -> Position | None:
+        """The position that the answer claims; None if it claims nothing."""
         entities = self._world.entities
         what = rng.random()
         if what < 0.6:
             # One of them nobody knows, so that there is always something to load.
-            counts, position = read_counts(stub, [*rng.sample(entities, 20), f"nobody-{rng.randrange(10**9)}"])
-            assert all(value >= 0 for row in counts for value in row.values()), counts
-            assert not any(counts[-1].values())
-            return position
+            asked = [*rng.sample(entities, 20), f"nobody-{rng.randrange(10**9)}"]
+            counts = stub.BatchGetCounts(counts_request(asked), timeout=CALL_S)
+            assert all(value >= 0 for row in counts.counts for value in row.values), counts
+            assert not any(counts.counts[-1].values)
+            return _claim(counts.freshness)
         if what < 0.8:
             subjects = [f"s{n}" for n in range(self._world.subjects)]
             request = reader_pb2.CheckEdgesRequest(
@@ -434,14 +453,14 @@ class Readers:
             )
             answer = stub.CheckEdges(request, timeout=CALL_S)
             assert len(answer.active) == len(subjects)
-            return decode_position(answer.freshness.position)
+            return _claim(answer.freshness)
         page = stub.ListActors(
             reader_pb2.ListActorsRequest(subject=f"s{rng.randrange(20)}", kind=common_pb2.KIND_FOLLOW, page_size=1_000), timeout=CALL_S
         )
         rows = [(-item.occurred_at.ToMicroseconds(), item.actor) for item in page.items]
         assert [when for when, _ in rows] == sorted(when for when, _ in rows), "newest first"
         assert len({actor for _, actor in rows}) == len(rows), "an actor twice in one list"
-        return decode_position(page.freshness.position)
+        return _claim(page.freshness)
 
     def __enter__(self) -> "Readers":
         for thread in self._threads:
