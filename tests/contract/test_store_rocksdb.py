@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
-from tests.contract.rocksdb_owner import events, followers
+from tests.contract.rocksdb_owner import PER_FLUSH, REMOVED, events, followers
 from tests.contract.store_harnesses import FEED_MESSAGES_MAX, IDENTITY, MIB, open_store
 from watertower.backends import rocksdb_keys as keys
 from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
@@ -293,8 +293,8 @@ def reported(owner: "subprocess.Popen[str]") -> int:
 
 
 def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path) -> None:
-    """Killed at random moments, restarted, flushing and compacting: at each catch-up the rows are of one moment, none goes back,
-    and what the owner said is synced is there."""
+    """Killed at random moments, restarted, flushing and compacting: at each catch-up the rows are of one moment, without holes, none
+    goes back, and what the owner said is synced is there."""
     path = tmp_path / "store"
     rng = random.Random(1)
     open_store(path).close()
@@ -313,7 +313,9 @@ def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path
                 end = reader.read_progress()[0].end
                 assert end >= max(synced, fed)
                 assert reader.read_entity("star")[Metric.FOLLOWERS, 0].value >= followers(end)
-                assert reader.check_edges(f"{synced}-{rng.randrange(100, 300)}", Kind.FOLLOW, ["star", "stan"]) == [True, False]
+                for offset in range(max(0, end - 5), end + 1):  # a hole would be anywhere between what is old and what is new
+                    actor = f"{offset}-{rng.randrange(REMOVED, PER_FLUSH)}"
+                    assert reader.check_edges(actor, Kind.FOLLOW, ["star", "stan"]) == [True, False]
                 newest = reader.list_actors("star", Kind.FOLLOW, None, 5)
                 assert newest[0].occurred_at >= synced
                 files |= {file.name for file in path.glob("*.sst")}

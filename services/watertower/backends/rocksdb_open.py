@@ -27,6 +27,12 @@ from watertower.ports import StoreIdentity
 FORMAT: Final = 1
 """Version of the key and value encodings in rocksdb_keys.py. A store with a higher one is refused."""
 
+CATCH_UPS_MAX: Final = 100
+"""Attempts at following an owner that changes its manifest all the time, before a reader gives up."""
+
+SECONDARY_OPENS_MAX: Final = 10
+"""Attempts at opening beside an owner that deletes files all the time, before a reader gives up."""
+
 _BLOCK_BYTES = 8 * 1024
 _BLOOM_BITS_PER_KEY = 10
 _INFO_LOG_BYTES_MAX = 1024 * 1024
@@ -107,16 +113,50 @@ def open_secondary(path: Path, secondary_path: Path, identity: StoreIdentity, bl
         raise BackendUnavailable(f"there is no store at {path} yet: a projector creates it when it starts")
     options = _options(_READER_WRITE_BUFFER_BYTES, block_cache_bytes)
     options.set_max_open_files(-1)  # the owner deletes files that it compacted; a file that is open stays readable
-    try:
-        secondary_path.mkdir(parents=True, exist_ok=True)
-        db = _open(path, options, AccessType.secondary(str(secondary_path)))
-    except OSError as error:
-        raise BackendUnavailable(f"the store at {path} cannot be opened: {error}") from error
-    except Exception as error:
-        raise _open_failure(path, error) from error
+    attempts = SECONDARY_OPENS_MAX
+    while True:
+        attempts -= 1
+        try:
+            secondary_path.mkdir(parents=True, exist_ok=True)
+            db = _open(path, options, AccessType.secondary(str(secondary_path)))
+            break
+        except OSError as error:
+            raise BackendUnavailable(f"the store at {path} cannot be opened: {error}") from error
+        except Exception as error:
+            # A file was deleted between reading its name and opening it; the next attempt reads newer names.
+            if attempts == 0 or "No such file" not in str(error):
+                raise _open_failure(path, error) from error
+    follow(db, path)
     if not _has_identity(db, path, identity):
         raise BackendUnavailable(f"the store at {path} is being created")
     return db
+
+
+def follow(db: Rdict, path: Path) -> None:
+    """Makes a secondary instance show everything that was written before this call. Nobody may read from it meanwhile.
+
+    RocksDB reads the manifest and then the log files. What an owner moved from a log file to a table between the two, it sees in
+    neither, while it sees what came later: a hole. The next look at the manifest fills it, so a catch-up counts only if the manifest
+    has not changed meanwhile. Raises BackendUnavailable if that does not happen in CATCH_UPS_MAX attempts.
+    """
+    for _ in range(CATCH_UPS_MAX):
+        before = _manifest(path)
+        with DRIVER_ERRORS:
+            db.try_catch_up_with_primary()
+        if before is not None and _manifest(path) == before:
+            return
+    raise BackendUnavailable(f"the store at {path} changes faster than it can be followed")
+
+
+def _manifest(path: Path) -> tuple[str, int] | None:
+    """The manifest's name and size: it is only appended to. None while an owner changes over to another one."""
+    try:
+        name = (path / "CURRENT").read_text().strip()
+        return name, (path / name).stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BackendUnavailable(f"the store at {path} cannot be read: {error}") from error
 
 
 def written(path: Path) -> frozenset[tuple[str, int]] | None:

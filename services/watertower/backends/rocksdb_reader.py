@@ -13,10 +13,10 @@ from pathlib import Path
 from rocksdict import Rdict
 
 from watertower.backends import rocksdb_keys as keys
-from watertower.backends.rocksdb_open import Row, last_key, multi_get, open_secondary, scan, written
+from watertower.backends.rocksdb_open import Row, follow, last_key, multi_get, open_secondary, scan, written
 from watertower.codec import decode_feed
 from watertower.core.model import KINDS, EdgeKey, Kind, ListKey, Progress, Shard, ShardKey
-from watertower.errors import BackendRefused, StartRefused
+from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import EdgeRow, FeedMessage, ListCursor, StoreIdentity
 
 _SCAN_ROWS = 1_000
@@ -36,61 +36,50 @@ class RocksDbReader:
         """
         self._path, self._secondary_path, self._identity = path, secondary_path, identity
         self._block_cache_bytes = block_cache_bytes
-        self._catching_up = threading.Lock()
-        self._polling = threading.Lock()
+        # Around every use of the instance: while it catches up, what it shows may have holes.
+        self._lock = threading.RLock()
         self._caught_up_to: frozenset[tuple[str, int]] | None = None
         self._seen: int | None = None  # sequence of the last feed message taken
         self._closed = False
         self.reopened = 0
         """How often the instance could not follow its owner and was opened anew."""
         self._db = self._open()
+        self._whole = True
 
     @property
     def identity(self) -> StoreIdentity:
         return self._identity
 
     def catch_up(self) -> None:
-        with self._catching_up:
-            if self._closed:
-                raise BackendRefused("the reader is closed")
+        with self._lock:
             now = written(self._path)
             if now is None or now != self._caught_up_to:  # RocksDB takes half a millisecond to find out that there is nothing
                 self._follow()
                 self._caught_up_to = now
 
-    def _follow(self) -> None:
-        self._caught_up_to = None
-        # The owner may delete a file between our reading its name and opening it: the second attempt reads newer names.
-        for _ in range(2):
-            with suppress(Exception):
-                self._db.try_catch_up_with_primary()
-                return
-        try:
-            # The old instance goes when the last read on it has ended.
-            self._db = self._open()
-        except StartRefused as error:  # this is no start any more
-            raise BackendRefused(str(error)) from error
-        self.reopened += 1
-
     def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
         prefix = keys.entity_prefix(entity)
         shards: dict[tuple[int, int], Shard] = {}
-        for key, cell in scan(self._db, prefix):
+        with self._lock:
+            rows = scan(self._current(), prefix)
+        for key, cell in rows:
             _, metric, shard = keys.decode_shard_key(key)
             shards[metric, shard] = keys.decode_shard(cell)
         return shards
 
     def read_progress(self) -> dict[int, Progress]:
-        return _progress(self._db)
+        with self._lock:
+            return _progress(self._current())
 
     def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
-        if KINDS[Kind(kind)].needs_ref:
-            return [
-                any(keys.decode_edge(value).active for _, value in scan(self._db, keys.edge_prefix(actor, kind, subject)))
-                for subject in subjects
-            ]
-        wanted = keys.edge_keys([(actor, kind, subject, "") for subject in subjects], keys.Ids())
-        return [value is not None and keys.decode_edge(value).active for value in multi_get(self._db, wanted)]
+        with self._lock:
+            db = self._current()
+            if KINDS[Kind(kind)].needs_ref:
+                found = [[value for _, value in scan(db, keys.edge_prefix(actor, kind, subject))] for subject in subjects]
+            else:
+                values = multi_get(db, keys.edge_keys([(actor, kind, subject, "") for subject in subjects], keys.Ids()))
+                found = [[] if value is None else [value] for value in values]
+        return [any(keys.decode_edge(value).active for value in edges) for edges in found]
 
     def list_actors(self, subject: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         return self._list(keys.list_prefix(keys.SUBJECT_LISTS, subject, kind), after, limit)
@@ -104,27 +93,55 @@ class RocksDbReader:
 
     def poll_payloads(self) -> list[bytes]:
         """The same, as codec.encode_feed wrote them."""
-        with self._polling:
+        with self._lock:
             self.catch_up()
+            db = self._current()
             if self._seen is None:
-                last = last_key(self._db, keys.FEED)
+                last = last_key(db, keys.FEED)
                 self._seen = -1 if last is None else keys.decode_sequence(last)
                 return []
-            rows = scan(self._db, keys.FEED, start=keys.feed_key(self._seen + 1))
+            rows = scan(db, keys.FEED, start=keys.feed_key(self._seen + 1))
             if rows:
                 self._seen = keys.decode_sequence(rows[-1][0])
-            return [payload for _, payload in rows]
+        return [payload for _, payload in rows]
 
     def close(self) -> None:
         """Lets go and removes `secondary_path`. Idempotent."""
-        with self._catching_up:
+        with self._lock:
             if not self._closed:
                 self._closed = True
                 _close_secondary(self._db, self._secondary_path)
 
     def _list(self, prefix: bytes, after: ListCursor | None, limit: int) -> list[ListCursor]:
         start = prefix if after is None else keys.list_place(prefix, after) + b"\0"
-        return [keys.decode_cursor(key, len(prefix)) for key, _ in scan(self._db, prefix, start, limit)]
+        with self._lock:
+            rows = scan(self._current(), prefix, start, limit)
+        return [keys.decode_cursor(key, len(prefix)) for key, _ in rows]
+
+    def _current(self) -> Rdict:
+        """The instance, without holes."""
+        if self._closed:
+            raise BackendRefused("the reader is closed")
+        if not self._whole:
+            self._follow()
+        return self._db
+
+    def _follow(self) -> None:
+        if self._closed:
+            raise BackendRefused("the reader is closed")
+        self._caught_up_to, self._whole = None, False
+        # The owner may delete a file between our reading its name and opening it: the second attempt reads newer names.
+        for _ in range(2):
+            with suppress(BackendUnavailable, BackendRefused):
+                follow(self._db, self._path)
+                self._whole = True
+                return
+        try:
+            self._db = self._open()
+        except StartRefused as error:  # this is no start any more
+            raise BackendRefused(str(error)) from error
+        self._whole = True
+        self.reopened += 1
 
     def _open(self) -> Rdict:
         return open_secondary(self._path, self._secondary_path, self._identity, self._block_cache_bytes)
