@@ -4,6 +4,7 @@ from pathlib import Path
 
 from watertower.backends.memory import MemoryFeed, MemoryRows, MemoryStore
 from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
+from watertower.backends.rocksdb_follower import RocksDbFollower
 from watertower.ports import LogIdentity, StoreIdentity, StoreScanner
 from watertower.testing.contract_store import PARTITIONS, Owner, Reading
 
@@ -32,15 +33,15 @@ class MemoryHarness:
 
 
 class RocksDbHarness:
-    """One owner at a time; readers are secondary instances of the same process."""
+    """One owner at a time; readers are secondary instances, of the same process or of a child's."""
 
     identity = IDENTITY
     feed_messages_max = FEED_MESSAGES_MAX
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reader: type[RocksDbReader] | type[RocksDbFollower] = RocksDbReader) -> None:
         self.path = folder / "store"
-        self._folder = folder
-        self._opened: list[RocksDbStore | RocksDbReader | RocksDbScanner] = []
+        self._folder, self._reader = folder, reader
+        self._opened: list[RocksDbStore | RocksDbReader | RocksDbFollower | RocksDbScanner] = []
 
     def owner(self) -> Owner:
         store = open_store(self.path)
@@ -49,7 +50,7 @@ class RocksDbHarness:
 
     def reader(self) -> Reading:
         self._create()
-        reader = RocksDbReader(self.path, self._own_folder(), IDENTITY, MIB)
+        reader = self._reader(self.path, self._own_folder(), IDENTITY, MIB)
         self._opened.append(reader)
         return Reading(reader, reader)
 
