@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rocksdict import AccessType, Options, Rdict, WriteBatch
@@ -16,6 +17,7 @@ from rocksdict import AccessType, Options, Rdict, WriteBatch
 from tests.contract.rocksdb_owner import PER_FLUSH, REMOVED, events, followers
 from tests.contract.store_harnesses import FEED_MESSAGES_MAX, IDENTITY, MIB, open_store
 from watertower.backends import rocksdb_keys as keys
+from watertower.backends import rocksdb_open
 from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
 from watertower.backends.rocksdb_open import translated
 from watertower.core.model import Kind, Metric
@@ -261,6 +263,43 @@ def test_catching_up_with_nothing_is_nearly_free(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_catch_up_during_which_the_manifest_changed_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RocksDB may then show new rows without older ones. After CATCH_UPS_MAX attempts the reader says that it cannot answer."""
+    path = tmp_path / "store"
+    open_store(path).close()
+    db = Rdict(str(path), Options(raw_mode=True), {}, AccessType.secondary(str(tmp_path / "reader")))
+    seen = iter([("M", 1), ("M", 2), ("M", 2), ("N", 1), None, ("N", 1), ("N", 1), ("N", 1), ("not", 0)])
+    monkeypatch.setattr(rocksdb_open, "_manifest", lambda _: next(seen))
+    rocksdb_open.follow(db, path)
+    assert next(seen) == ("not", 0)
+    changing = iter(range(10**6))
+    monkeypatch.setattr(rocksdb_open, "_manifest", lambda _: ("M", next(changing)))
+    with pytest.raises(BackendUnavailable, match="faster than it can be followed"):
+        rocksdb_open.follow(db, path)
+    assert next(changing) == 2 * rocksdb_open.CATCH_UPS_MAX
+
+
+@pytest.mark.parametrize("failures", [rocksdb_open.SECONDARY_OPENS_MAX - 1, rocksdb_open.SECONDARY_OPENS_MAX])
+def test_a_file_deleted_while_a_reader_opens_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """It opens again, SECONDARY_OPENS_MAX times in all; then it is told to come back later."""
+    path = tmp_path / "store"
+    open_store(path).close()
+    left = iter(range(failures))
+    opening = rocksdb_open._open
+
+    def open_badly(*arguments: Any) -> Rdict:
+        if next(left, None) is not None:
+            raise Exception("IO error: No such file or directory: While open a file for random read: 000012.sst")  # as the driver does
+        return opening(*arguments)
+
+    monkeypatch.setattr(rocksdb_open, "_open", open_badly)
+    if failures < rocksdb_open.SECONDARY_OPENS_MAX:
+        open_reader(path).close()
+    else:
+        with pytest.raises(BackendUnavailable, match="No such file"):
+            open_reader(path)
+
+
 # --- beside an owner that dies
 
 
@@ -305,7 +344,7 @@ def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path
     files: set[str] = set()
     for _ in range(6):
         with owner_process(path) as owner:
-            for _ in range(rng.randint(10, 40)):
+            for _ in range(rng.randint(10, 25)):
                 synced = reported(owner)
                 for message in reader.poll():
                     assert message.end > fed
