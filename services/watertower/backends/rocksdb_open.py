@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from rocksdict import (
 )
 
 from watertower.backends import rocksdb_keys as keys
+from watertower.datafolder import sync_folder
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import StoreIdentity
 
@@ -76,7 +78,6 @@ def open_owner(path: Path, identity: StoreIdentity, write_buffer_bytes: int, blo
     trying again may help.
     """
     options = _options(write_buffer_bytes, block_cache_bytes)
-    options.create_if_missing(True)
     # A log file is dropped when its memtable is written out; this bounds what a restart replays and what a reader tails.
     options.set_max_total_wal_size(4 * write_buffer_bytes)
     # One writing thread: neither concurrent inserts nor spinning for a place in the queue of writers.
@@ -86,9 +87,10 @@ def open_owner(path: Path, identity: StoreIdentity, write_buffer_bytes: int, blo
     options.set_memtable_prefix_bloom_ratio(0.05)
     options.set_memtable_whole_key_filtering(True)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not (path / "CURRENT").exists() and any(path.glob("MANIFEST-*")):
-            raise _damaged(path, "the file CURRENT is missing")  # the driver would begin anew on top of what is there
+        if not path.exists() or not any(path.iterdir()):
+            _create(path, options)
+        if not (path / "CURRENT").exists():
+            raise _damaged(path, "the file CURRENT is missing")
         db = _open(path, options, AccessType.read_write())
     except StartRefused:
         raise
@@ -101,6 +103,20 @@ def open_owner(path: Path, identity: StoreIdentity, write_buffer_bytes: int, blo
             raise _damaged(path, "it has rows but does not say which log they were made from")
         _write_identity(db, identity)
     return db
+
+
+def _create(path: Path, options: Options) -> None:
+    """Makes an empty store under another name and renames it, so that there is a whole one or none, whenever the process dies."""
+    unfinished = path.with_name(path.name + ".new")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    options.create_if_missing(True)
+    db = _open(unfinished, options, AccessType.read_write())
+    options.create_if_missing(False)
+    db.close()
+    unfinished.rename(path)
+    sync_folder(path.parent)
 
 
 def open_secondary(path: Path, secondary_path: Path, identity: StoreIdentity, block_cache_bytes: int) -> Rdict:
