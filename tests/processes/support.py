@@ -402,6 +402,9 @@ class Readers:
         self.unknown_age = 0
         """Answers from memory while the store could not be read: they say that they are stale and claim nothing."""
 
+    def answered_more_than(self, before: int) -> bool:
+        return self.answers > before
+
     def finish(self) -> None:
         """Ends them; raises what the first of them found wrong."""
         self._stop.set()

@@ -81,6 +81,19 @@ def group_alive(group: int) -> bool:
     return False
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings of Watertower, so that only what the test says counts."""
     return {name: value for name, value in os.environ.items() if not name.startswith("WATERTOWER_")} | dict(extra or {})
