@@ -111,7 +111,7 @@ def lag(service: Service, rate: float, seconds: float) -> dict[str, Any]:
     preset = PRESETS["2019"]._replace(milestones=((int(rate * seconds), seconds),))
     plan = Uniform(preset, int(rate * seconds), 1)
     surge = Surge(service.write, plan, clock.now_us() - 7_200_000_000, 1.0, clock)
-    watcher = Watcher(service.read, surge, Live(), clock)
+    watcher = Watcher(service.read, surge, Live(), clock, watch_s=0.005)
     watcher.start()
     surge.run()
     wait_visible(watcher, Position(surge.generation, surge.positions))

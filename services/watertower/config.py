@@ -74,10 +74,10 @@ class ProjectorSettings(_Section):
     flush_bytes_max: Positive = Field(8_388_608, description="bytes of log records that one flush covers")
     poll_idle_ms: Milliseconds = Field(5, description="ms between two looks at a log that has nothing new")
     heartbeat_ms: Milliseconds = Field(250, description="ms between two messages on the feed that say that nothing happened")
-    feed_messages_max: Positive = Field(4_000, description="messages kept on the embedded feed; a reader further behind re-reads")
+    feed_messages_max: Positive = Field(1_000, description="messages kept on the embedded feed; a reader further behind re-reads")
     retry_base_ms: Milliseconds = Field(50, description="ms before the first retry of a failed flush; doubles, with full jitter")
     retry_cap_ms: Milliseconds = Field(5_000, description="ms before a retry of a failed flush, at most")
-    write_buffer_bytes: Positive = Field(33_554_432, description="bytes of one memtable of the embedded store (two at most)")
+    write_buffer_bytes: Positive = Field(16_777_216, description="bytes of one memtable of the embedded store (two at most)")
     block_cache_bytes: Positive = Field(33_554_432, description="bytes of the block cache of the embedded store, per process")
     nice: Annotated[int, Field(ge=0, le=19)] = Field(10, description="scheduling niceness: a surge of writes gives way to reads")
 

@@ -17,7 +17,7 @@ def debut(
     ] = "2019",
     followers: Annotated[int | None, typer.Option(min=1_000, max=100_000_000, help="How many (default: the preset's).")] = None,
     speed: Annotated[float | None, typer.Option(min=0.1, help="Times the speed of the preset (default: as fast as it goes).")] = None,
-    reads_per_s: Annotated[float, typer.Option(min=1, max=5_000, help="Reads a second, open loop, throughout.")] = 200.0,
+    reads_per_s: Annotated[float, typer.Option(min=1, max=5_000, help="Reads a second, open loop, throughout.")] = 100.0,
     seed: Annotated[int | None, typer.Option(help="For the same presses again (default: random, printed).")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep the data folder here (default: a temporary one, removed).")] = None,
     json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,

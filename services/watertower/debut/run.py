@@ -25,7 +25,9 @@ IDLE_S = 5.0
 BACK_S = 3_600.0
 """The debut is dated this long before now, beyond its own length, so that no press lies in the future."""
 
-_POLL_S = 0.01
+WATCH_S = 0.05
+"""Seconds between two looks at the star: how finely lag is measured."""
+
 _VISIBLE_TIMEOUT_S = 600.0
 
 
@@ -118,7 +120,8 @@ class Readers:
 class Watcher:
     """Watches the star from a thread: how far the answers reach, and how long after its acknowledgement each call became visible."""
 
-    def __init__(self, target: str, surge: Surge, live: Live, clock: Clock) -> None:
+    def __init__(self, target: str, surge: Surge, live: Live, clock: Clock, watch_s: float = WATCH_S) -> None:
+        self._watch_s = watch_s
         self._stub = reader_pb2_grpc.EngagementReaderStub(grpc.insecure_channel(target))
         self._surge, self._live, self._clock = surge, live, clock
         self._stopping = threading.Event()
@@ -146,7 +149,7 @@ class Watcher:
     def _run(self) -> None:
         shown_at, shown = self._clock.monotonic_s(), (0, 0)
         try:
-            while not self._stopping.wait(_POLL_S):
+            while not self._stopping.wait(self._watch_s):
                 self.look()
                 now = self._clock.monotonic_s()
                 calls = self._surge.acknowledged
@@ -253,7 +256,7 @@ def _until_visible(watcher: Watcher, wanted: Position, clock: Clock, *, watching
             raise DebutFailed(f"the star could not be read: {watcher.error}")
         if not watching:
             watcher.look()
-        clock.sleep(_POLL_S)
+        clock.sleep(WATCH_S)
 
 
 def _count(target: str, entity: str, metric: common_pb2.Metric) -> int:
