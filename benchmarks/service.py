@@ -15,15 +15,16 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 
 from watertower.clock import SystemClock
+from watertower.core.model import Kind
 from watertower.core.positions import Position, decode_position
-from watertower.debut.plan import PRESETS, Plan
+from watertower.debut.plan import PRESETS, STAR, Plan, Press
 from watertower.debut.readers import percentile
 from watertower.debut.run import Live, Service, Watcher, run
 from watertower.debut.surge import Surge
@@ -34,10 +35,11 @@ CALLERS = 64
 
 
 class Uniform(Plan):
-    """A debut at a constant rate, for lag at a given load."""
+    """New follows of the star at a constant rate, for lag at a given load."""
 
-    def moment_s(self, follower: int) -> float:
-        return follower / self.followers * self.preset.seconds
+    def presses(self) -> Iterator[Press]:
+        for follower in range(self.followers):
+            yield Press(f"fan-{follower}", int(Kind.FOLLOW), STAR, True, int(follower / self.followers * self.preset.seconds * 1e6))
 
 
 class Figure(NamedTuple):
@@ -196,7 +198,7 @@ def main() -> None:
     benchmarks: dict[str, Callable[[], dict[str, Any]]] = {
         "acknowledged-500": lambda: on_service(lambda s, _: acknowledged(s, 1_000_000, 500)),
         "acknowledged-1": lambda: on_service(lambda s, _: single_events(s, 50_000)),
-        "debut": lambda: on_folder(lambda home: debut(home, options.followers, 200)),
+        "debut": lambda: on_folder(lambda home: debut(home, options.followers, 100)),
         "lag-half-load": lambda: on_service(lambda s, _: lag(s, options.half_load, 20)),
         "footprint": lambda: on_service(lambda s, data: footprint(s, data, 1_000_000)),
     }

@@ -291,6 +291,9 @@ class Writers:
         self._target, self._events_max, self._world = target, events_max, world or World()
         self._stop = threading.Event()
         self._give_up = threading.Event()
+        self._attempts = threading.Semaphore(threads)
+        self._going = threading.Event()
+        self._going.set()
         self._seeds = [rng.randrange(2**32) for _ in range(threads)]
         self._expected = [Expected() for _ in range(threads)]
         self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(threads)]
@@ -320,6 +323,18 @@ class Writers:
             for expected in self._expected:
                 total.merge(expected)
         return total
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No call is on its way within."""
+        self._going.clear()
+        for _ in self._threads:
+            self._attempts.acquire()
+        try:
+            yield
+        finally:
+            self._attempts.release(len(self._threads))
+            self._going.set()
 
     def finish(self, seconds: float = 30.0) -> Expected:
         """What was acknowledged. Every call that was begun is among it."""
@@ -355,8 +370,10 @@ class Writers:
 
     def _until_acknowledged(self, stub: Any, events: Sequence[Event]) -> Position | None:
         while not self._give_up.is_set():
+            self._going.wait()
             try:
-                return record(stub, events)
+                with self._attempts:
+                    return record(stub, events)
             except grpc.RpcError as error:
                 if error.code() not in RETRIED:
                     raise

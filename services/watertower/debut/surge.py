@@ -46,50 +46,69 @@ class Surge:
         self._stub = writer_pb2_grpc.EngagementWriterStub(self._channel)
         self._rng = random.Random(plan.seed + 1)  # noqa: S311 - a reproducible load, not secrets
         self._slots = threading.Semaphore(CALLS_ON_THEIR_WAY)
+        self._failed: deque[tuple[writer_pb2.RecordEventsRequest, int]] = deque()  # request, attempts before
+        self._refusal: grpc.RpcError | None = None
         self.acknowledged: deque[Acknowledged] = deque()
         self.positions: dict[int, int] = {}  # per partition the newest acknowledged offset
         self.generation = 1
-        self.events_sent = self.events_acknowledged = self.calls = self.repeated = self.retried = 0
+        self.events_sent = self.events_acknowledged = self.calls = self.retried = 0
         self.started_s = self.ended_s = 0.0
 
     def run(self) -> None:
         """Sends everything; returns when everything is acknowledged. Raises grpc.RpcError for a refusal that is final."""
         self.started_s = self._clock.monotonic_s()
-        on_their_way: deque[tuple[writer_pb2.RecordEventsRequest, grpc.Future[writer_pb2.RecordEventsResponse]]] = deque()
         for request in self._requests():
             for _ in range(2 if self._rng.random() < REPEATED_CALLS else 1):
-                if len(on_their_way) >= CALLS_ON_THEIR_WAY:
-                    self._finish(*on_their_way.popleft())
-                on_their_way.append((request, self._stub.RecordEvents.future(request, timeout=CALL_TIMEOUT_S)))
+                self._repeat_failed()
+                self._send(request, 0)
                 self.events_sent += len(request.events)
                 self.calls += 1
-        while on_their_way:
-            self._finish(*on_their_way.popleft())
-        self.repeated = self.events_sent - self.repeated
+        while True:
+            for _ in range(CALLS_ON_THEIR_WAY):
+                self._slots.acquire()
+            self._slots.release(CALLS_ON_THEIR_WAY)
+            if not self._failed:
+                break
+            self._repeat_failed()
+        if self._refusal is not None:
+            raise self._refusal
         self.ended_s = self._clock.monotonic_s()
 
     def close(self) -> None:
         self._channel.close()
 
-    def _finish(self, request: writer_pb2.RecordEventsRequest, call: grpc.Future[writer_pb2.RecordEventsResponse]) -> None:
-        attempt = 0
-        while True:
-            try:
-                response = call.result()
-                break
-            except grpc.RpcError as error:
-                if error.code() not in _REPEATED:
-                    raise
-                self.retried += 1
-                self._clock.sleep(full_jitter(attempt, _RETRY_BASE_S, _RETRY_CAP_S, self._rng.random()))
-                attempt += 1
-                call = self._stub.RecordEvents.future(request, timeout=CALL_TIMEOUT_S)
-        position = decode_position(response.write_token)
-        self.generation = position.generation
-        for partition, offset in position.offsets.items():
-            self.positions[partition] = max(offset, self.positions.get(partition, -1))
-        self.events_acknowledged += len(request.events)
-        self.acknowledged.append(Acknowledged(self._clock.monotonic_s(), len(request.events), position))
+    def _send(self, request: writer_pb2.RecordEventsRequest, attempt: int) -> None:
+        self._slots.acquire()
+        if self._refusal is not None:
+            self._slots.release()
+            raise self._refusal
+        call = self._stub.RecordEvents.future(request, timeout=CALL_TIMEOUT_S)
+        call.add_done_callback(lambda done: self._finish(request, attempt, done))
+
+    def _repeat_failed(self) -> None:
+        while self._failed:
+            request, attempt = self._failed.popleft()
+            self.retried += 1
+            self._clock.sleep(full_jitter(attempt, _RETRY_BASE_S, _RETRY_CAP_S, self._rng.random()))
+            self._send(request, attempt + 1)
+
+    def _finish(self, request: writer_pb2.RecordEventsRequest, attempt: int, call: grpc.Future[writer_pb2.RecordEventsResponse]) -> None:
+        """In a thread of the channel, the moment the answer is there: its time is what lag is measured from."""
+        try:
+            position = decode_position(call.result().write_token)
+        except grpc.RpcError as error:
+            if error.code() in _REPEATED:
+                self._failed.append((request, attempt))
+            else:
+                self._refusal = error
+        else:
+            self.generation = position.generation
+            for partition, offset in position.offsets.items():
+                self.positions[partition] = max(offset, self.positions.get(partition, -1))
+            self.events_acknowledged += len(request.events)
+            self.acknowledged.append(Acknowledged(self._clock.monotonic_s(), len(request.events), position))
+        finally:
+            self._slots.release()
 
     def _requests(self) -> Iterator[writer_pb2.RecordEventsRequest]:
         due: list[Press] = []
