@@ -7,12 +7,10 @@ import io
 import re
 import sys
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import rich.console
 from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.table import Table
 from rich.terminal_theme import MONOKAI
 
 from watertower import cli
@@ -26,21 +24,9 @@ FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n|<!-- .*? -->\n", "", CONSOLE_SVG_FORM
 )
 
 
-class Recorder(rich.console.Console):
-    """Prints nowhere and remembers. Not a terminal: of the live view only the last picture is printed, without the end of its line."""
-
-    def __init__(self) -> None:
-        super().__init__(record=True, width=COLUMNS, file=io.StringIO())
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        if any(isinstance(thing, Table) for thing in objects):
-            super().print()
-        super().print(*objects, **options)
-
-
 def main() -> int:
     """Runs it, draws it if it was exact, returns its exit code."""
-    console = Recorder()
+    console = rich.console.Console(record=True, width=COLUMNS, file=io.StringIO())  # prints nowhere and remembers
     with patch.object(rich.console, "Console", lambda: console):
         code = cli.run(["debut", *sys.argv[1:]])
     if code == 0:

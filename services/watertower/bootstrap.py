@@ -76,7 +76,11 @@ def open_scanner(data: Path) -> StoreScanner:
     """All rows of a data folder as of now, beside a service that runs or does not. Raises StartRefused."""
     folder = open_existing(data)
     own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=_readers(folder)))
-    return RocksDbScanner(folder.store_path, own, _store_identity(folder))
+    try:
+        return RocksDbScanner(folder.store_path, own, _store_identity(folder))
+    except BaseException:
+        shutil.rmtree(own, ignore_errors=True)
+        raise
 
 
 def _folder(settings: Settings) -> DataFolder:

@@ -27,6 +27,7 @@ from watertower.audit import (
 )
 from watertower.core.model import Kind, ListChange, Metric, Shard
 from watertower.core.sharding import partition_of
+from watertower.datafolder import open_or_create
 
 T = 1_700_000_000_000_000
 EVENTS = [
@@ -261,3 +262,12 @@ def test_a_folder_that_is_none(tmp_path: Path, watertower: Watertower) -> None:
     assert result.code == 1
     assert str(tmp_path / "none") in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_a_folder_without_a_store_is_left_as_it_was(tmp_path: Path, watertower: Watertower) -> None:
+    """Ingest ran, the projector never did: said in one line, and nothing of the attempt stays."""
+    open_or_create(tmp_path / "data", PARTITIONS)
+    result = watertower("audit", "--data", tmp_path / "data")
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+    assert list((tmp_path / "data" / "readers").iterdir()) == []

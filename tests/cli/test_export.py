@@ -67,6 +67,7 @@ def test_ndjson_into_a_file(data: Path, tmp_path: Path, watertower: Watertower) 
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("counts")] == ["counts.ndjson"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     """`watertower export edges | head` ends quietly."""
     data_folder(tmp_path / "data", [Happening(f"fan{n}", Kind.FOLLOW, "star", "", True, T) for n in range(5_000)], PARTITIONS)

@@ -472,6 +472,7 @@ def import_process(file: Path, target: str, *more: str) -> "subprocess.Popen[str
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_import_sends_identical_events(tmp_path: Path, service: FakeService, kill: int) -> None:
     """An import killed in the middle, at whatever point, and run again has sent every row, each time as the identical event."""

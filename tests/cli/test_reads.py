@@ -104,6 +104,7 @@ def test_lists_of_subjects(client: Watertower) -> None:
     assert client("list subjects", "ann", "--kind", "comment").out == "2026-01-02T03:04:05.000006Z  post  c1\n"
 
 
+@pytest.mark.slow
 def test_nothing_answers(watertower: Watertower) -> None:
     """Without a service: exit code 1 and one line that says how to start one; with --json the same as an object."""
     result = watertower("counts", "ann", "--read-target", "127.0.0.1:1")

@@ -21,6 +21,7 @@ from watertower.testing.replay import apply, expected_rows, record, rows_of
 DEADLINE_S = 60.0
 
 
+@pytest.mark.slow
 def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path) -> None:
     """Killed at random moments, restarted, flushing and compacting: at each catch-up the rows are of one moment, without holes, none
     goes back, and what the owner said is synced is there."""
@@ -75,6 +76,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_passes(small_disk: Path) -> None:
     """While the disk is full a flush fails and nothing of it shows; when there is space the same store goes on, without a restart, and
     every flush that was synced is there, for a reader that stayed open too."""

@@ -64,6 +64,7 @@ def test_any_flush_boundaries_give_the_same_rows_list_buckets_included(
     assert {k: v[:3] for k, v in one.shards.items()} == {k: v[:3] for k, v in two.shards.items()}
 
 
+@pytest.mark.slow
 @given(EVENTS, SIZES, SIZES, st.data())
 def test_a_flush_cut_at_any_step_and_replayed_gives_the_same_rows(
     events: list[Happening], sizes: list[int], flushes: list[int], data: st.DataObject

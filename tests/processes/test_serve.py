@@ -152,6 +152,15 @@ def test_the_roles_end_when_the_supervisor_is_killed(tmp_path: Path, rng: random
     assert_store_equals(data, expected)
 
 
+def test_each_role_takes_on_its_niceness(tmp_path: Path) -> None:
+    """Added to that of the process that starts it."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with Service(tmp_path / "data", settings={**QUICK, "query_nice": 1, "ingest_nice": 3, "projector_nice": 7}) as service:
+        pids = service.start().pids()
+        found = {role: os.getpriority(os.PRIO_PROCESS, pid) - own for role, pid in pids.items()}
+    assert found == {"query": 1, "ingest": 3, "projector": 7}
+
+
 def test_a_second_serve_on_one_folder_is_refused(tmp_path: Path) -> None:
     """It names the first one's pid, exits with 3, and leaves the first alone. So does a single role."""
     with Service(tmp_path / "data") as service:

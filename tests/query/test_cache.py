@@ -157,6 +157,7 @@ def run(steps: Sequence[Step], make: Callable[[], World] = World) -> None:
     world.settle()
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=1_000, deadline=None)
 @hypothesis.given(STEPS)
 def test_no_order_of_loads_messages_losses_and_ages_shows_a_wrong_count(steps: list[Step]) -> None:

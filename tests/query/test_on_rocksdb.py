@@ -6,6 +6,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from watertower.backends.rocksdb import RocksDbReader, RocksDbStore
 from watertower.clock import SystemClock
 from watertower.config import QuerySettings
@@ -43,6 +45,7 @@ def value_at(entity: str, ends: Mapping[int, int]) -> int:
     return sum(max(0, end - (number + end) % 5 + 1) for end in ends.values())
 
 
+@pytest.mark.slow
 def test_no_answer_holds_less_than_it_claims_while_the_owner_writes(tmp_path: Path) -> None:
     """Loads, feed, evictions, expiry and a feed that forgets: never less than the position says, never back, exact in the end."""
     clock = SystemClock()

@@ -89,6 +89,8 @@ def _show(start: Callable[[], dict[str, Any]], plan: Any, live: Any) -> dict[str
 
     with Screen(View(), console=console, refresh_per_second=4):
         result = start()
+    if not console.is_terminal:
+        console.print()  # there the live view is printed once, without the end of its line
     table = Table(title="recounted independently", show_header=True)
     for column in ("", "expected", "served", "edges in the store"):
         table.add_column(column, justify="right")

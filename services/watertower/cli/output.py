@@ -86,8 +86,8 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table on standard output; the columns named in `numbers` are aligned to the right."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = (), whole: Sequence[str] = ()) -> None:
+    """A table on standard output; the columns named in `numbers` are aligned to the right, those in `whole` are never folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -95,7 +95,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column in whole)
     for row in rows:
         table.add_row(*map(Text, row))  # Text: an id may contain what rich would take for markup
     # A pipe has no width: there a row must stay one line.

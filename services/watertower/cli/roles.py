@@ -143,6 +143,7 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
 def config(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: Json = False) -> None:
     """Print every setting with its effective value and where it came from."""
     from watertower import config as settings_module
+    from watertower.cli.output import print_table
 
     options = _options(data, write_port, read_port, set_)
     rows = settings_module.effective(settings_module.load(options), options)
@@ -151,10 +152,8 @@ def config(data: Data = None, write_port: WritePort = None, read_port: ReadPort 
 
         typer.echo(json_module.dumps({row.name: {"value": str(row.value), "source": row.source} for row in rows}, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("setting", "value", "from", "meaning")
-    for row in rows:
-        table.add_row(row.name, str(row.value), row.source, row.description)
-    Console().print(table)
+    print_table(
+        ("setting", "value", "from", "meaning"),
+        [(row.name, str(row.value), row.source, row.description) for row in rows],
+        whole=("setting", "from"),
+    )
