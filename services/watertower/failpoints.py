@@ -7,6 +7,7 @@ empty dict.
 
 import os
 import signal
+from collections.abc import Callable
 
 from watertower.errors import BackendUnavailable, StartRefused
 
@@ -28,6 +29,9 @@ POINTS = (
 
 _armed: dict[str, tuple[str, int]] = {}
 
+watcher: Callable[[str], None] | None = None
+"""Hears of every point that is reached: the simulator's. It may raise, or wait."""
+
 
 def arm(spec: str) -> None:
     """Arms points: "name=action:count" joined by commas; a count of n means "from the n-th time on" (default 1)."""
@@ -46,6 +50,8 @@ def disarm() -> None:
 
 def reach(name: str) -> None:
     """Says that execution is at this point."""
+    if watcher is not None:
+        watcher(name)
     armed = _armed.get(name)
     if armed is None:
         return

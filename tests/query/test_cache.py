@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import pytest
@@ -33,7 +34,7 @@ class World:
     def __init__(self, cache_type: type[CountsCache] = CountsCache, entities_max: int = 2, lag: int = 0) -> None:
         self.store, self.clock, self.lag = FakeStore(PARTITIONS), FakeClock(), lag
         self.cache = cache_type(entities_max, AGE_S, UNKNOWN_AGE_S, random.Random(0).random)
-        self.tail = FeedTail(self.store, self.store, self.cache, self.clock, QUIET, PARTITIONS, 10_000)
+        self.tail = FeedTail(self.store, self.store, self.cache, self.clock, QUIET, PARTITIONS, 10_000, ThreadPoolExecutor(1))
         self.wire: list[FeedMessage] = []
         self.history: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (entity, partition) -> (offset, value), in order
         self.seen: dict[tuple[str, int], int] = {}  # the greatest offset the caller was shown

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def with_reads(
     async def run() -> None:
         store, clock = FakeStore(), FakeClock()
         cache = CountsCache(10_000, 60.0, 1.0, random.Random(0).random)
-        reads = StoreReads(store, cache, clock, concurrent_max, waiting_max, retry_after_s=0.5)
+        reads = StoreReads(store, cache, clock, concurrent_max, waiting_max, 0.5, ThreadPoolExecutor(concurrent_max))
         try:
             await test(reads, store, cache)
         finally:

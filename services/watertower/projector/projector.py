@@ -6,7 +6,7 @@ else between the steps than to reach their failpoints.
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Projector:
-    """Owns the given log's partitions and applies them to the store, strictly in sequence."""
+    """Owns partitions of the given log and applies them to the store, each strictly in sequence."""
 
     def __init__(
         self,
@@ -62,9 +62,12 @@ class Projector:
         """Per partition the inclusive offset up to which everything is applied."""
         return {partition: progress.end for partition, progress in self._progress.items()}
 
-    def start(self) -> None:
-        """Checks the conditions of start.py and takes up where the store's progress says. Raises StartRefused, BackendUnavailable."""
-        self._progress = resume_points(self._log, self._store)
+    def start(self, partitions: Collection[int] | None = None) -> None:
+        """Checks the conditions of start.py and takes up where the store's progress says; owns these partitions from then on (None: all).
+
+        Raises StartRefused, BackendUnavailable."""
+        owned = range(self._log.identity.partitions) if partitions is None else partitions
+        self._progress = resume_points(self._log, self._store, owned)
         self._as_of = {partition: progress.appended_at for partition, progress in self._progress.items()}
         self._rewind()
 

@@ -1,13 +1,15 @@
 """What must hold before a projector applies its first record. Each condition is refused with what to do about it."""
 
+from collections.abc import Iterable
+
 from watertower.codec import record_id
 from watertower.core.model import NO_PROGRESS, Progress
 from watertower.errors import StartRefused
 from watertower.ports import LogIdentity, LogReader, Store
 
 
-def resume_points(log: LogReader, store: Store) -> dict[int, Progress]:
-    """Per partition of the log, where to resume. Raises StartRefused where log and store do not belong together:
+def resume_points(log: LogReader, store: Store, partitions: Iterable[int]) -> dict[int, Progress]:
+    """Per partition, where to resume. Raises StartRefused where log and store do not belong together:
 
     - another log, or another number of partitions, than the one the rows were made from;
     - the record at `progress` is not the one that was applied there: a rewound or restored log reuses offsets;
@@ -19,7 +21,7 @@ def resume_points(log: LogReader, store: Store) -> dict[int, Progress]:
             "belongs to the store, or rebuild the store from its edges as a new generation"
         )
     applied = store.read_progress()
-    points = {partition: applied.get(partition, NO_PROGRESS) for partition in range(log.identity.partitions)}
+    points = {partition: applied.get(partition, NO_PROGRESS) for partition in partitions}
     for partition, progress in points.items():
         start = log.start(partition)
         record = log.record_at(partition, progress.end) if progress.end >= 0 else None

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from watertower import failpoints
@@ -41,11 +41,19 @@ class StoreReads:
     """
 
     def __init__(
-        self, reader: StoreReader, cache: CountsCache, clock: Clock, concurrent_max: int, waiting_max: int, retry_after_s: float
+        self,
+        reader: StoreReader,
+        cache: CountsCache,
+        clock: Clock,
+        concurrent_max: int,
+        waiting_max: int,
+        retry_after_s: float,
+        pool: Executor,
     ) -> None:
+        """`pool` runs the hops, up to `concurrent_max` at once; it is shut down by `close`."""
         self._reader, self._cache, self._clock = reader, cache, clock
         self._concurrent_max, self._waiting_max, self._retry_after_s = concurrent_max, waiting_max, retry_after_s
-        self._pool = ThreadPoolExecutor(concurrent_max, "store-read")
+        self._pool = pool
         self._queue: deque[_Job] = deque()
         self._jobs: dict[Load, _Job] = {}  # the loads that wait or are under way
         self._waiting = 0  # reads in the queue

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -48,16 +49,30 @@ class QueryService:
     """From `start` on: fails with what ended the feed's tail; the process must not go on then."""
 
     def __init__(
-        self, reader: StoreReader, feed: FeedReader, settings: QuerySettings, clock: Clock, rng: random.Random, partitions: int
+        self,
+        reader: StoreReader,
+        feed: FeedReader,
+        settings: QuerySettings,
+        clock: Clock,
+        rng: random.Random,
+        partitions: int,
+        pool: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> None:
+        """`pool(workers, name)` makes what runs the blocking reads."""
         self._settings, self._clock = settings, clock
         self._log = structlog.get_logger("watertower.query")
         self._cache = CountsCache(
             settings.cache_entities_max, settings.cache_age_ms_max / 1e3, settings.unknown_age_ms_max / 1e3, rng.random
         )
-        self._tail = FeedTail(reader, feed, self._cache, clock, self._log, partitions, settings.stale_after_ms)
+        self._tail = FeedTail(reader, feed, self._cache, clock, self._log, partitions, settings.stale_after_ms, pool(1, "feed-tail"))
         self._reads = StoreReads(
-            reader, self._cache, clock, settings.loads_concurrent_max, settings.loads_waiting_max, settings.retry_after_ms / 1e3
+            reader,
+            self._cache,
+            clock,
+            settings.loads_concurrent_max,
+            settings.loads_waiting_max,
+            settings.retry_after_ms / 1e3,
+            pool(settings.loads_concurrent_max, "store-read"),
         )
         self._tokens = PageTokens(reader.identity.log.log_id)
         self._task: asyncio.Task[None] | None = None
@@ -103,7 +118,7 @@ class QueryService:
         refuse_if_any([*violations_of(("entity", id_violation(request.entity))), *metrics_violations("metrics", request.metrics)])
         (entry,), freshness = await self._entries([request.entity])
         return reader_pb2.GetCountsResponse(
-            values=_values_of(request.metrics)(entry.totals), known=bool(entry.shards), freshness=_message(freshness)
+            values=_values_of(request.metrics)(entry.totals), known=bool(entry.shards), freshness=self._message(freshness)
         )
 
     async def batch_get_counts(self, request: reader_pb2.BatchGetCountsRequest, context: Context) -> reader_pb2.BatchGetCountsResponse:
@@ -112,7 +127,7 @@ class QueryService:
         metrics = request.metrics
         refuse_if_any([*_ids("entities", entities, ENTITIES_MAX, Reason.ENTITIES_COUNT), *metrics_violations("metrics", metrics)])
         entries, freshness = await self._entries(entities)
-        response = reader_pb2.BatchGetCountsResponse(freshness=_message(freshness))
+        response = reader_pb2.BatchGetCountsResponse(freshness=self._message(freshness))
         add, values_of = response.counts.add, _values_of(metrics)
         for entry in entries:
             add().values.extend(values_of(entry.totals))
@@ -132,19 +147,19 @@ class QueryService:
         )
         freshness = self._tail.freshness()
         active = await self._reads.read(lambda reader: reader.check_edges(actor, kind, subjects))
-        return reader_pb2.CheckEdgesResponse(active=active, freshness=_message(freshness))
+        return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness))
 
     async def list_actors(self, request: reader_pb2.ListActorsRequest, context: Context) -> reader_pb2.ListActorsResponse:
         """Who acts on a subject. Raises CallRefused."""
         rows, token, freshness = await self._page("ListActors", "subject", request.subject, request, lambda reader: reader.list_actors)
         items = [reader_pb2.ActorItem(actor=other, ref=ref, occurred_at=_timestamp(at)) for at, other, ref in rows]
-        return reader_pb2.ListActorsResponse(items=items, next_page_token=token, freshness=_message(freshness))
+        return reader_pb2.ListActorsResponse(items=items, next_page_token=token, freshness=self._message(freshness))
 
     async def list_subjects(self, request: reader_pb2.ListSubjectsRequest, context: Context) -> reader_pb2.ListSubjectsResponse:
         """On what an actor acts. Raises CallRefused."""
         rows, token, freshness = await self._page("ListSubjects", "actor", request.actor, request, lambda reader: reader.list_subjects)
         items = [reader_pb2.SubjectItem(subject=other, ref=ref, occurred_at=_timestamp(at)) for at, other, ref in rows]
-        return reader_pb2.ListSubjectsResponse(items=items, next_page_token=token, freshness=_message(freshness))
+        return reader_pb2.ListSubjectsResponse(items=items, next_page_token=token, freshness=self._message(freshness))
 
     async def _entries(self, entities: Sequence[str]) -> tuple[list[Entry], Freshness]:
         """The entries of valid ids, in place, and what they may claim together."""
@@ -185,6 +200,10 @@ class QueryService:
         token = self._tokens.encode(method, of, kind, rows[size - 1]) if len(rows) > size else ""
         return rows[:size], token, freshness
 
+    def _message(self, freshness: Freshness) -> common_pb2.Freshness:
+        as_of, position, stale = self._tail.aged(freshness)
+        return common_pb2.Freshness(as_of=None if as_of is None else _timestamp(as_of), position=position, stale=stale)
+
     def _tail_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
             self._log.error("feed.failed", error=repr(error))
@@ -208,8 +227,3 @@ def _values_of(metrics: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int
 def _timestamp(microseconds: int) -> Timestamp:
     seconds, rest = divmod(microseconds, 1_000_000)
     return Timestamp(seconds=seconds, nanos=rest * 1_000)
-
-
-def _message(freshness: Freshness) -> common_pb2.Freshness:
-    as_of = None if freshness.as_of is None else _timestamp(freshness.as_of)
-    return common_pb2.Freshness(as_of=as_of, position=freshness.position, stale=freshness.stale)

@@ -6,7 +6,7 @@ flush holds up no read), and then, message by message, move the claim of freshne
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
@@ -38,14 +38,16 @@ class FeedTail:
         log: FilteringBoundLogger,
         partitions: int,
         stale_after_ms: int,
+        pool: Executor,
     ) -> None:
+        """`pool` is for the looks at the feed, one at a time; it is shut down by `close`."""
         self._reader, self._feed, self._cache, self._clock, self._log = reader, feed, cache, clock, log
         self._stale_after_us = stale_after_ms * 1_000
         self._generation = reader.identity.generation
         self._ends = [-1] * partitions
         self._as_of = [0] * partitions  # 0: never heard of
         self._position = self.nothing.position  # what `_ends` say, encoded
-        self._pool = ThreadPoolExecutor(1, "feed-tail")
+        self._pool = pool
         self.started = False
 
     @property
@@ -56,12 +58,18 @@ class FeedTail:
     def freshness(self) -> Freshness:
         """What an answer may claim that is read from now on, from the cache or from the store.
 
-        As of the partition that is furthest back; stale when that is further back than promised, or was never heard of.
+        As of the partition that is furthest back; stale when that was never heard of. Whether it is further back than promised is
+        seen when the answer is there: see `aged`.
         """
         as_of = min(self._as_of)
         if not as_of:
             return self.nothing._replace(position=self._position)
-        return Freshness(as_of, self._position, self._clock.now_us() - as_of > self._stale_after_us)
+        return Freshness(as_of, self._position, stale=False)
+
+    def aged(self, freshness: Freshness) -> Freshness:
+        """A claim as it goes out: a read may have waited for long."""
+        old = freshness.as_of is not None and self._clock.now_us() - freshness.as_of > self._stale_after_us
+        return freshness._replace(stale=True) if old else freshness
 
     async def start(self) -> None:
         """Takes its place at the feed's end. The rows as they are then stand for all messages before."""

@@ -1,0 +1,178 @@
+"""The parts of one run: what they share, and what each must never show.
+
+An invariant that breaks ends the run; `Broken` names it.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple
+
+from watertower.codec import UndecodableRecord, decode_batch
+from watertower.core.positions import Position
+from watertower.ports import LogIdentity, LogRecord, Store, StoreIdentity
+from watertower.projector.projector import Projector
+from watertower.testing.simulator.faults import Faults
+from watertower.testing.simulator.feed import SimulatedFeed
+from watertower.testing.simulator.kernel import Trace, VirtualClock, VirtualTimeLoop
+from watertower.testing.simulator.log import SimulatedLog
+from watertower.testing.simulator.reference import Reference
+from watertower.testing.simulator.replicas import Cluster, ReplicatedStore
+
+CLOCK_OFF_US_MAX = 2_000_000
+"""How far a process's wall clock may be off."""
+
+Event = tuple[str, int, str, str, bool, int]
+"""(actor, kind, subject, ref, active, occurred_at)."""
+
+
+class Broken(Exception):
+    """An invariant does not hold."""
+
+    def __init__(self, invariant: str, detail: str) -> None:
+        super().__init__(f"{invariant}: {detail}")
+        self.invariant, self.detail = invariant, detail
+
+
+class Parts(NamedTuple):
+    """What a run is made of. Tests put parts with planted bugs here."""
+
+    projector: type[Projector] = Projector
+    store: Callable[[Cluster], Store] = ReplicatedStore
+    prepare: Callable[["World"], object] = lambda world: None
+
+
+class Owners:
+    """Which projector has which partition: one each as a group would have it, and for a while another one beside it."""
+
+    def __init__(self) -> None:
+        self.assigned: dict[int, str] = {}
+        self.beside: dict[int, str] = {}
+
+    def of(self, name: str) -> list[int]:
+        return [partition for partition, owner in self.assigned.items() if name in (owner, self.beside.get(partition))]
+
+
+class World:
+    """One run's log, store, feed, clocks and truth."""
+
+    def __init__(self, seed: int, faults: Faults, parts: Parts, show: Callable[[str], object] | None) -> None:
+        self.seed, self.faults, self.parts = seed, faults, parts
+        self.loop = VirtualTimeLoop()
+        self.trace = Trace(self.loop, show)
+        rng = self.rng("world")
+        self.partitions = rng.choice((1, 2, 2, 3))
+        identity = LogIdentity(f"log-{seed}", self.partitions)
+        self.log = SimulatedLog(self.loop, faults, self.rng("log"), identity, self._landed)
+        self.cluster = Cluster(self.loop, faults, self.rng("store"), StoreIdentity(identity, 1))
+        self.feed = SimulatedFeed(self.loop, faults, self.rng("feed"), self.partitions)
+        self.reference = Reference()
+        self.owners = Owners()
+        self.failed: asyncio.Future[None] = self.loop.create_future()
+        self.clocks: dict[str, VirtualClock] = {}
+        self.undecodable: dict[int, int] = {}
+        """Partition -> the offset at which it must stop."""
+        self.offsets_of: dict[Event, int] = {}
+        """Each event's first offset in the log."""
+        self.acknowledged: list[tuple[float, Position]] = []
+        """When, and up to where, in order of time."""
+        self.events = 0
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        parts.prepare(self)
+
+    def rng(self, name: str) -> random.Random:
+        """A stream of its own for each user, so that one user's draws do not move another's."""
+        return random.Random(f"{self.seed}/{name}")
+
+    def clock(self, name: str) -> VirtualClock:
+        clock = self.clocks.get(name)
+        if clock is None:
+            clock = self.clocks[name] = VirtualClock(self.loop)
+            clock.off_us = self.rng(f"clock {name}").randint(-50_000, 50_000)
+        return clock
+
+    def broke(self, invariant: str, detail: str) -> None:
+        """Ends the run."""
+        if not self.failed.done():
+            self.failed.set_exception(Broken(invariant, detail))
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """A task of the run. An error that nobody expects ends it."""
+        task = self.loop.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+        return task
+
+    def close(self) -> None:
+        """Drops everything that still goes on."""
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.close()
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        if task.cancelled() or self.failed.done():
+            return
+        error = task.exception()
+        if isinstance(error, Broken):
+            self.failed.set_exception(error)
+        elif error is not None:
+            self.failed.set_exception(error)
+        del self._tasks[task]
+
+    def _ended_of_node(self, task: "asyncio.Task[Any]") -> None:
+        """The main task of a process: it ends only by being killed."""
+        if not task.cancelled() and not self.failed.done():
+            self.failed.set_exception(task.exception() or Broken("everything goes on", "a process ended"))
+
+    def _landed(self, record: LogRecord) -> None:
+        partition, offset = record.partition, record.offset
+        try:
+            batch = decode_batch(record.payload)
+        except UndecodableRecord:
+            self.undecodable.setdefault(partition, offset)
+            self.trace.say("log", f"p{partition} @{offset} cannot be decoded")
+            return
+        self.events += len(batch.actors)
+        self.trace.say("log", f"p{partition} @{offset} {len(batch.actors)} events")
+        if partition not in self.undecodable:
+            self.reference.take(partition, offset, batch)
+        for actor, kind, subject, ref, active, at in zip(
+            batch.actors, batch.kinds, batch.subjects, batch.refs, batch.actives, batch.occurred_at, strict=True
+        ):
+            self.offsets_of.setdefault((actor, kind, subject, ref, bool(active), at), offset)
+
+    # --- what is promised about calls
+
+    def ends(self) -> dict[int, int]:
+        """Up to where each partition can be applied."""
+        ends = self.log.ends()
+        for partition, offset in self.undecodable.items():
+            ends[partition] = max((record.offset for record in self.log.records[partition] if record.offset < offset), default=-1)
+        return ends
+
+    def acknowledge(self, events: Iterable[Event], partition_of: Callable[[str], int], position: Position) -> None:
+        """A caller was told that these are durable at this position."""
+        for event in events:
+            offset = self.offsets_of.get(event)
+            end = position.offsets.get(partition_of(event[0]), -1)
+            if offset is None or offset > end:
+                raise Broken("acknowledged events are in the log", f"{event} is acknowledged at {end}, in the log at {offset}")
+        self.acknowledged.append((self.loop.now_s, position))
+
+    def check_freshness(self, as_of: int | None, position: Position, stale: bool, stale_after_s: float) -> None:
+        """What an answer says of its age, now."""
+        now_s = self.loop.now_s
+        tolerance_s = 2 * CLOCK_OFF_US_MAX / 1e6 + 0.1
+        fresh_s = -1.0 if as_of is None else (as_of - VirtualClock.EPOCH_US) / 1e6 - tolerance_s
+        if not stale:
+            fresh_s = max(fresh_s, now_s - stale_after_s - tolerance_s)
+        for at_s, acknowledged in self.acknowledged:
+            if at_s >= fresh_s:
+                break
+            if any(offset > position.offsets.get(p, -1) for p, offset in acknowledged.offsets.items() if p not in self.undecodable):
+                raise Broken(
+                    "answers say how old they are",
+                    f"{dict(position.offsets)} (stale: {stale}) lacks what was acknowledged {now_s - at_s:.1f} s ago, {dict(acknowledged.offsets)}",
+                )
