@@ -21,6 +21,7 @@ from watertower.cli import importer as importer
 from watertower.cli import output as output
 from watertower.cli import reads as reads
 from watertower.cli import roles as roles
+from watertower.cli import simulate as simulate
 
 app = typer.Typer(
     name="watertower",
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (roles, importer, reads, export, auditing, debut):
+for _module in (roles, importer, reads, export, auditing, debut, simulate):
     _module.register(app)
 
 

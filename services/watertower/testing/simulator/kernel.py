@@ -55,11 +55,18 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         """The loop never sleeps, so that nothing needs to wake it."""
 
 
-async def blocking(function: Callable[[], T], name: str = "") -> T:
+class _Blocking(greenlet):
+    """Blocking code of one process."""
+
+    def __init__(self, run: Callable[[], Any], process: str) -> None:
+        super().__init__(run)
+        self.process = process
+
+
+async def blocking(function: Callable[[], T], process: str = "") -> T:
     """Runs blocking code beside everything else; `wait` within it waits in virtual time. Cancelling drops the code where it is: it
     never goes on, as a process that was killed."""
-    inner = greenlet(function)
-    inner.process = name
+    inner = _Blocking(function, process)
     awaited = inner.switch()
     while not inner.dead:
         try:
@@ -77,14 +84,17 @@ async def blocking(function: Callable[[], T], name: str = "") -> T:
 
 def wait(awaitable: Awaitable[T]) -> T:
     """From within `blocking`: waits for something of the event loop."""
-    result: T = getcurrent().parent.switch(awaitable)
+    loop_side = getcurrent().parent
+    if loop_side is None:
+        raise RuntimeError("only code that runs in `blocking` may wait")
+    result: T = loop_side.switch(awaitable)
     return result
 
 
 def process_name() -> str:
     """Whose blocking code runs now; "" for none."""
-    name: str = getattr(getcurrent(), "process", "")
-    return name
+    current = getcurrent()
+    return current.process if isinstance(current, _Blocking) else ""
 
 
 class GreenletExecutor(Executor):

@@ -1,6 +1,7 @@
 """The product's processes in a run, and their callers: each dies, hangs, comes back, and is called by clients that repeat themselves."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ ACTORS = ("ann", "bob", "cid", "dan", "eve")
 POSTS = ("post-1", "post-2")
 ENTITIES = (*ACTORS, *POSTS)
 METRICS = tuple(Metric)
+METRIC_NUMBERS: Any = [int(metric) for metric in METRICS]
 STALE_AFTER_S = 8.0
 SESSION_S = 3.0
 """After this long without a sign of a projector, another one gets its partitions."""
@@ -33,8 +35,8 @@ class Cut(BaseException):
     """A process dies here."""
 
 
-class Node:
-    """A process that can be killed."""
+class Node(ABC):
+    """A process that can be killed and started."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
@@ -47,6 +49,9 @@ class Node:
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
+
+    @abstractmethod
+    def start(self) -> None: ...
 
     def kill(self) -> None:
         self.world.trace.say(self.name, "dies")
@@ -103,9 +108,7 @@ class ProjectorNode(Node):
             heartbeat_ms=1_000,
             retry_cap_ms=1_000,
         )
-        projector = world.parts.projector(
-            SimulatedLogReader(world.log), store, SimulatedFeedWriter(world.feed), settings, self.clock, rng
-        )
+        projector = world.parts.projector(SimulatedLogReader(world.log), store, SimulatedFeedWriter(world.feed), settings, self.clock, rng)
         try:
             projector.start(owned)
         except BackendUnavailable:
@@ -284,7 +287,7 @@ class Callers:
             raise BackendUnavailable("the deadline is over")
         if task.cancelled():
             raise BackendUnavailable("the server died")
-        response = task.result()
+        response: writer_pb2.RecordEventsResponse = task.result()
         if faults.strikes("answer_lost"):
             raise BackendUnavailable("no answer")
         return response
@@ -331,7 +334,7 @@ class Readers:
         service, world = node.service, self._world
         if service is None:
             return
-        request = reader_pb2.BatchGetCountsRequest(entities=entities, metrics=[int(metric) for metric in METRICS])  # type: ignore[list-item]
+        request = reader_pb2.BatchGetCountsRequest(entities=entities, metrics=METRIC_NUMBERS)
         context: Any = None
         seen = node.seen()
         answer = await self._ask(node, service.batch_get_counts(request, context))
@@ -363,7 +366,7 @@ class Readers:
             states = [world.reference.edge(actor, kind, subject, ref).since(since) for ref in ("", "x", "y")]
             may = any(_active(state) for one in states for state in one)
             must = any(all(_active(state) for state in one) for one in states)
-            if active and not may or must and not active:
+            if (active and not may) or (must and not active):
                 raise Broken("edges are of their position", f"{actor} {kind.name} {subject} {active} at or after {since}")
 
     async def list_actors(self, node: QueryNode, subject: str, kind: Kind) -> None:
@@ -387,7 +390,9 @@ class Readers:
             if len(states) == 1 and at != (states[0].occurred_at if _active(states[0]) else None):
                 raise Broken("lists are of their position", f"{kind.name} of {subject}: {actor} {ref} at {at}, not {states[0]}")
             if at is not None and not any(_active(state) and state.occurred_at == at for state in states):
-                raise Broken("lists are of their position", f"{kind.name} of {subject}: {actor} {ref} at {at}, never since {dict(position)}")
+                raise Broken(
+                    "lists are of their position", f"{kind.name} of {subject}: {actor} {ref} at {at}, never since {dict(position)}"
+                )
         if shown:
             raise Broken("lists are of their position", f"{kind.name} of {subject}: {shown} never were")
 

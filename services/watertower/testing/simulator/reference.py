@@ -13,7 +13,7 @@ from watertower.core.model import EventBatch
 EdgeName: TypeAlias = tuple[str, int, str, str]
 """(actor, kind, subject, ref)."""
 
-FOLLOWERS_OF_KIND = {1: (1, 2), 2: (3, 4), 3: (5, 6)}
+METRICS_OF_KIND = {1: (1, 2), 2: (3, 4), 3: (5, 6)}
 """kind -> (metric of the subject, metric of the actor)."""
 
 
@@ -66,7 +66,7 @@ class Reference:
         for actor, kind, subject, ref, active, at in rows:
             name, state = (actor, kind, subject, ref), State(at, not active)
             self.partition_of[name] = partition
-            of_subject, of_actor = FOLLOWERS_OF_KIND[kind]
+            of_subject, of_actor = METRICS_OF_KIND[kind]
             for key in ((subject, of_subject, partition), (actor, of_actor, partition)):
                 self.counts[key].put(offset, self._values[key])
             before = self._now.get(name)

@@ -9,18 +9,19 @@ from typing import Any, NamedTuple
 import structlog
 
 from watertower import failpoints
+from watertower.codec import record_id
+from watertower.config import ProjectorSettings
 from watertower.core import buckets
 from watertower.core.model import Metric, Progress
-from watertower.codec import record_id
 from watertower.errors import StartRefused
 from watertower.ports import LogIdentity
-from watertower.config import ProjectorSettings
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.feed import SimulatedFeedWriter
 from watertower.testing.simulator.kernel import Deadlock, blocking
 from watertower.testing.simulator.log import SimulatedLogReader
 from watertower.testing.simulator.processes import (
     ENTITIES,
+    METRIC_NUMBERS,
     PROJECTORS,
     Callers,
     IngestNode,
@@ -30,8 +31,10 @@ from watertower.testing.simulator.processes import (
     Readers,
     reached,
 )
+from watertower.testing.simulator.reference import METRICS_OF_KIND
 from watertower.testing.simulator.replicas import REPLICAS, ReplicaScanner, ReplicatedStore, progress_write
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World
+from watertower.v1 import reader_pb2
 
 CALLS = 45
 """Calls of a run, of all its callers together."""
@@ -41,6 +44,9 @@ DRAINED_S = 300.0
 
 LATE_S = 35.0
 """Longer than any write is late: what still comes must change nothing."""
+
+
+QUORUMS = ((0, 1), (0, 2), (1, 2))
 
 
 class Scenario(NamedTuple):
@@ -126,8 +132,7 @@ async def _day(world: World, scenario: Scenario) -> None:
         node.start()
     callers, readers = Callers(world, ingests, scenario.calls), Readers(world, queries)
     calling = [world.spawn(callers.run(n)) for n in range(3)]
-    for n in range(3):
-        world.spawn(readers.run(n))
+    reading = [world.spawn(readers.run(n)) for n in range(3)]
     observer = world.spawn(_observe(world, queries))
     nemesis = world.spawn(_nemesis(world, ingests, projectors, queries))
     await asyncio.gather(*calling)
@@ -152,6 +157,10 @@ async def _day(world: World, scenario: Scenario) -> None:
     for node in queries:
         for entity in ENTITIES:
             await _check_served(world, node, entity)
+    for task in reading:
+        task.cancel()
+    for node in (*projectors, *queries):
+        node.kill()
     await _check_refusals(world)
 
 
@@ -195,7 +204,7 @@ async def _crash(world: World, node: Node, down_s: float) -> None:
     await asyncio.sleep(down_s)
     if not world.faults.over:
         world.trace.say(node.name, "starts")
-        node.start()  # type: ignore[attr-defined]
+        node.start()
 
 
 async def _ping_pong(world: World, partition: int) -> None:
@@ -258,15 +267,15 @@ def check_now(world: World, queries: list[QueryNode]) -> None:
 
 def _check_alarm(world: World) -> None:
     """No edge that anybody could read lies ahead of what a quorum would read of its shards."""
-    pairs = [(a, b) for a in range(REPLICAS) for b in range(a)]
-    metric_of = {1: (Metric.FOLLOWERS, Metric.FOLLOWING), 2: (Metric.LIKES, Metric.LIKES_GIVEN), 3: (Metric.COMMENTS, Metric.COMMENTS_WRITTEN)}
-    for (actor, kind, subject, ref), edge in ReplicaScanner(world.cluster, range(REPLICAS)).edges():
-        partition = world.reference.partition_of[actor, kind, subject, ref]
-        for entity, metric in zip((subject, actor), metric_of[kind], strict=True):
-            for pair in pairs:
-                cell = world.cluster.merged(pair, ("shards", entity)).get((entity, int(metric), partition))
-                if cell is None or cell[1].offset < edge.offset:
-                    raise Broken("no edge is ahead of its shards", f"{(actor, kind, subject, ref)} {edge}; {entity} {metric.name}: {cell}")
+    edges = list(ReplicaScanner(world.cluster, range(REPLICAS)).edges())
+    for pair in QUORUMS:
+        shards = dict(ReplicaScanner(world.cluster, pair).shards())
+        for (actor, kind, subject, ref), edge in edges:
+            partition = world.reference.partition_of[actor, kind, subject, ref]
+            for entity, metric in zip((subject, actor), METRICS_OF_KIND[kind], strict=True):
+                shard = shards.get((entity, metric, partition))
+                if shard is None or shard.offset < edge.offset:
+                    raise Broken("no edge is ahead of its shards", f"{(actor, kind, subject, ref)} {edge}; {entity} {metric}: {shard}")
 
 
 async def _drained(world: World) -> None:
@@ -287,15 +296,14 @@ def _check_rows(world: World) -> None:
     active = {name: state.occurred_at for name, state in world.reference.active_at(ends)}
     lists = sorted((s, k, at, a, r) for (a, k, s, r), at in active.items())
     counts = {key: history.at(ends[key[2]]) for key, history in world.reference.counts.items()}
-    for a in range(REPLICAS):
-        for b in range(a):
-            scanner = ReplicaScanner(world.cluster, (a, b))
-            found = {name: (edge.occurred_at, not edge.active) for name, edge in scanner.edges()}
-            _compare("edges equal the log", found, edges)
-            _compare("counts equal the log", {key: shard.value for key, shard in scanner.shards()}, counts)
-            rows = sorted((s, k, at, actor, r) for s, k, _, _, at, actor, r in scanner.subject_lists())
-            if rows != lists:
-                raise Broken("lists equal the log", f"too much: {_minus(rows, lists)}, missing: {_minus(lists, rows)}")
+    for pair in QUORUMS:
+        scanner = ReplicaScanner(world.cluster, pair)
+        found = {name: (edge.occurred_at, not edge.active) for name, edge in scanner.edges()}
+        _compare("edges equal the log", found, edges)
+        _compare("counts equal the log", {key: shard.value for key, shard in scanner.shards()}, counts)
+        rows = sorted((s, k, at, actor, r) for s, k, _, _, at, actor, r in scanner.subject_lists())
+        if rows != lists:
+            raise Broken("lists equal the log", f"too much: {_minus(rows, lists)}, missing: {_minus(lists, rows)}")
     for event, offset in world.offsets_of.items():
         if offset > world.log.ends()[_partition(world, event[0])]:
             raise Broken("acknowledged events are in the log", f"{event} @{offset}")
@@ -318,11 +326,9 @@ def _compare(invariant: str, found: dict[Any, Any], wanted: dict[Any, Any]) -> N
 
 async def _check_served(world: World, node: QueryNode, entity: str) -> None:
     """In the end, every query process answers the truth and says that it is fresh."""
-    from watertower.v1 import reader_pb2
-
     if node.service is None:
         raise Broken("everything goes on", f"{node.name} is not ready")
-    request = reader_pb2.GetCountsRequest(entity=entity, metrics=[int(metric) for metric in Metric])  # type: ignore[list-item]
+    request = reader_pb2.GetCountsRequest(entity=entity, metrics=METRIC_NUMBERS)
     context: Any = None
     answer = await node.service.get_counts(request, context)
     position = node.saw(answer.freshness, node.seen()).offsets

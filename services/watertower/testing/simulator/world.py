@@ -105,26 +105,25 @@ class World:
 
     def close(self) -> None:
         """Drops everything that still goes on."""
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(self.loop):
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self.loop.close()
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         if task.cancelled() or self.failed.done():
             return
         error = task.exception()
-        if isinstance(error, Broken):
-            self.failed.set_exception(error)
-        elif error is not None:
+        if isinstance(error, Broken) or error is not None:
             self.failed.set_exception(error)
         del self._tasks[task]
 
     def _ended_of_node(self, task: "asyncio.Task[Any]") -> None:
         """The main task of a process: it ends only by being killed."""
-        if not task.cancelled() and not self.failed.done():
-            self.failed.set_exception(task.exception() or Broken("everything goes on", "a process ended"))
+        error = None if task.cancelled() else task.exception() or Broken("everything goes on", "a process ended")
+        if error is not None and not self.failed.done():
+            self.failed.set_exception(error)
 
     def _landed(self, record: LogRecord) -> None:
         partition, offset = record.partition, record.offset
@@ -172,7 +171,5 @@ class World:
             if at_s >= fresh_s:
                 break
             if any(offset > position.offsets.get(p, -1) for p, offset in acknowledged.offsets.items() if p not in self.undecodable):
-                raise Broken(
-                    "answers say how old they are",
-                    f"{dict(position.offsets)} (stale: {stale}) lacks what was acknowledged {now_s - at_s:.1f} s ago, {dict(acknowledged.offsets)}",
-                )
+                lacks = f"lacks what was acknowledged {now_s - at_s:.1f} s ago, {dict(acknowledged.offsets)}"
+                raise Broken("answers say how old they are", f"{dict(position.offsets)} (stale: {stale}) {lacks}")

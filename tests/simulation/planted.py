@@ -1,0 +1,291 @@
+"""Bugs that the design forbids, each as a small switch: what the simulator must be able to see.
+
+A plant names the invariants of which one must break. `Caching` without a fault planted in it keeps the rules for cached shards, and is
+there to show that it is the missing rule that is found, not the cache.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from watertower.core import fold as fold_module
+from watertower.core.fold import Flush
+from watertower.core.model import KINDS, Edge, EdgeKey, ListChange, ListKey, Progress, Record, Shard, ShardKey
+from watertower.ports import LogReader, Store
+from watertower.projector import projector as projector_module
+from watertower.projector.projector import Projector
+from watertower.query.cache import CountsCache, Entry, Load
+from watertower.query.tail import FeedTail, Freshness
+from watertower.testing.simulator import replicas
+from watertower.testing.simulator.kernel import wait
+from watertower.testing.simulator.log import SimulatedLogWriter
+from watertower.testing.simulator.replicas import Cluster, ReplicatedStore, Write
+from watertower.testing.simulator.world import Parts, World
+
+ALARM = "no edge is ahead of its shards"
+COUNTS, COUNTS_END = "counts are of their position", "counts equal the log"
+EDGES, EDGES_END = "edges are of their position", "edges equal the log"
+LISTS, LISTS_END = "lists are of their position", "lists equal the log"
+MEMORY, ANSWERS, ANSWERS_END = "memory is of its position", "answers are of their position", "answers are right in the end"
+AGE, BACK, NEGATIVE = "answers say how old they are", "positions never go back", "no count is negative"
+ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a start is refused with reason"
+DRAINED = "everything is applied in the end"
+
+
+class Plant(NamedTuple):
+    """One bug."""
+
+    name: str
+    invariants: Collection[str]  # one of them must break
+    parts: Parts = Parts()
+    patches: Sequence[tuple[Any, str, Any]] = ()  # object, attribute, what stands there instead
+
+
+# --- the order of a flush
+
+
+class ListsAfterEdges(ReplicatedStore):
+    def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
+        self._lists = lists
+        super().write_derived(shards, {})
+
+    def write_edges(self, edges: Mapping[EdgeKey, Edge]) -> None:
+        super().write_edges(edges)
+        super().write_derived({}, self._lists)
+
+
+class EdgesFirst(ReplicatedStore):
+    def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
+        self._derived = shards, lists
+
+    def write_edges(self, edges: Mapping[EdgeKey, Edge]) -> None:
+        super().write_edges(edges)
+        super().write_derived(*self._derived)
+
+
+class ShardsReadFirst(ReplicatedStore):
+    """What the projector does where a store has a single owner."""
+
+    exclusive = True
+
+
+class Pipelined(ReplicatedStore):
+    """The next step, and the next flush, begin before this one is acknowledged."""
+
+    def _write(self, writes: list[Write]) -> None:
+        task = self._cluster._loop.create_task(self._cluster.write(writes))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+class ProgressFirst(Projector):
+    """Claims the records before it writes what they change."""
+
+    def _apply(self, records: Sequence[Record]) -> int:
+        self._store.write_progress({r.partition: Progress(r.offset, r.record_id, r.appended_at) for r in records})
+        return super()._apply(records)
+
+
+# --- what a flush writes
+
+
+def net_lists(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mapping[ShardKey, Shard]) -> Flush:
+    """List rows only where the edge's state changed over the flush."""
+    flush = fold_module.fold(records, edges, shards)
+
+    def changed(row: ListKey) -> bool:
+        subject, kind, _, _, _, actor, ref = row
+        key = (actor, kind, subject, ref)
+        return (key in edges and edges[key].active) != flush.edges[key].active
+
+    return flush._replace(lists={row: change for row, change in flush.lists.items() if changed(row)})
+
+
+def net_shards(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mapping[ShardKey, Shard]) -> Flush:
+    """Shards only where the value changed over the flush."""
+    flush = fold_module.fold(records, edges, shards)
+    return flush._replace(
+        shards={key: shard for key, shard in flush.shards.items() if shard.value != (shards[key].value if key in shards else 0)}
+    )
+
+
+def exclusive_end(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mapping[ShardKey, Shard]) -> Flush:
+    """Shards carry the offset after the last one."""
+    flush = fold_module.fold(records, edges, shards)
+    return flush._replace(shards={key: shard._replace(offset=shard.offset + 1) for key, shard in flush.shards.items()})
+
+
+def not_republished(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mapping[ShardKey, Shard]) -> Flush:
+    """Shards that are found at their end already are not published again."""
+    flush = fold_module.fold(records, edges, shards)
+    return flush._replace(published=flush.shards)
+
+
+def untimed_delete(row: ListKey, change: ListChange, generation: int) -> Write:
+    """A delete with the timestamp of nothing, as from a shell."""
+    return replicas.Write(("lists", row[:2]), row, (1, None)) if not change.present else _list_write(row, change, generation)
+
+
+_list_write = replicas.list_write
+
+
+def wall_clock() -> Callable[..., int]:
+    ticks = itertools.count(2**60)
+    return lambda generation, offset, delete=False: next(ticks)
+
+
+class Torn(ReplicatedStore):
+    """A shard's value is a cell beside its position."""
+
+    def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
+        writes = [replicas.shard_write(key, shard, 1) for key, shard in shards.items()]
+        writes += [Write(("values", write.partition[1]), write.key, (write.cell[0], write.cell[1].value)) for write in writes]
+        self._write([*writes, *(replicas.list_write(row, change, 1) for row, change in lists.items())])
+
+    def read_shards(self, keys: Collection[ShardKey]) -> dict[ShardKey, Shard]:
+        shards = super().read_shards(keys)
+        values = self._cells([(("values", key[0]), key) for key in keys])
+        return {key: shard._replace(value=values.get(key, 0)) for key, shard in shards.items()}
+
+
+# --- cached shards
+
+
+class Caching(ReplicatedStore):
+    """Keeps shards between flushes, by the rules."""
+
+    contiguity = True
+    reload = True
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        self._cache: dict[ShardKey, Shard] = {}
+
+    def read_progress(self) -> dict[int, Progress]:
+        if self.contiguity:  # an owner begins here: where another one may have gone on meanwhile
+            self._cache.clear()
+        return super().read_progress()
+
+    def abandon(self) -> None:
+        self._cache.clear()
+
+    def read_edges(self, keys: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
+        edges = super().read_edges(keys)
+        if self.reload:
+            for (actor, kind, subject, _), edge in edges.items():
+                of_subject, of_actor = (int(KINDS[kind].subject_metric), int(KINDS[kind].actor_metric))  # type: ignore[index]
+                for key in [k for k in self._cache if k[:2] in ((subject, of_subject), (actor, of_actor))]:
+                    if edge.offset > self._cache[key].offset:
+                        del self._cache[key]
+        return edges
+
+    def read_shards(self, keys: Collection[ShardKey]) -> dict[ShardKey, Shard]:
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        read = super().read_shards([key for key in keys if key not in found])
+        self._cache.update(read)
+        return {**found, **read}
+
+    def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
+        super().write_derived(shards, lists)
+        self._cache.update(shards)
+
+
+class CachingAcrossOwners(Caching):
+    contiguity = False
+
+
+class CachingWithoutReload(Caching):
+    reload = False
+
+
+# --- where a projector begins
+
+
+class ResumesAtLatest(Projector):
+    """Takes the end of the log where nothing says where to go on, and sometimes when something does."""
+
+    def start(self, partitions: Collection[int] | None = None) -> None:
+        super().start(partitions)
+        for record in self._log.read(dict(self._read_to), 10_000, 10**9):
+            self._read_to[record.partition] = record.offset
+
+
+def anything_goes(log: LogReader, store: Store, partitions: Collection[int]) -> dict[int, Progress]:
+    applied = store.read_progress()
+    return {partition: applied.get(partition, Progress(-1, b"", 0)) for partition in partitions}
+
+
+# --- the read side
+
+
+def merge_blindly(entry: Entry, key: tuple[int, int], value: int, offset: int) -> None:
+    """Takes whatever comes."""
+    entry.totals[key[0]] += value - entry.shards.get(key, (0, -1))[0]
+    entry.shards[key] = (value, offset)
+
+
+def overwrite(cache: CountsCache, load: Load, rows: Sequence[Mapping[tuple[int, int], Shard]]) -> None:
+    """A load replaces what the feed brought meanwhile."""
+    for entry, row in zip(load.entries, rows, strict=True):
+        entry.shards.clear()
+        entry.totals = [0] * len(entry.totals)
+        for key, shard in row.items():
+            entry.merge(key, shard.value, shard.offset)
+        entry.epoch, entry.expires_s = load.epoch, load.began_s + 20.0
+    cache.abandon(load)
+
+
+def aged_when_asked() -> list[tuple[Any, str, Any]]:
+    """Whether an answer is stale is decided when the question comes."""
+    freshness = FeedTail.freshness
+    return [
+        (FeedTail, "freshness", lambda tail: FeedTail_aged(tail, freshness(tail))),
+        (FeedTail, "aged", lambda tail, claim: claim),
+    ]
+
+
+FeedTail_aged: Callable[[FeedTail, Freshness], Freshness] = FeedTail.aged
+
+
+# --- ingest
+
+
+_append = SimulatedLogWriter.append
+
+
+def acknowledge_at_once(writer: SimulatedLogWriter, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+    """Says that a record is durable when it is sent."""
+    _append(writer, partition, payload, appended_at)
+    future: Future[int] = Future()
+    future.set_result(writer._log.next_offsets[partition])
+    return future
+
+
+def no_read_repair(world: World) -> None:
+    world.cluster.read_repair = False
+
+
+PLANTS = [
+    Plant("list rows after edges", {LISTS, LISTS_END}, Parts(store=ListsAfterEdges)),
+    Plant("list rows only when the net state changed", {LISTS, LISTS_END}, patches=[(projector_module, "fold", net_lists)]),
+    Plant("edges before counts", {ALARM, COUNTS}, Parts(store=EdgesFirst)),
+    Plant("counts read before edges", {ALARM, COUNTS, NEGATIVE}, Parts(store=ShardsReadFirst)),
+    Plant("cached shards without the contiguity rule", {ALARM, COUNTS, NEGATIVE}, Parts(store=CachingAcrossOwners)),
+    Plant("cached shards without the reload rule", {ALARM, COUNTS, NEGATIVE}, Parts(store=CachingWithoutReload)),
+    Plant("shards with net zero skipped", {ALARM, COUNTS}, patches=[(projector_module, "fold", net_shards)]),
+    Plant("read repair off", {ALARM, COUNTS, BACK, NEGATIVE}, Parts(prepare=no_read_repair)),
+    Plant("value and position torn", {COUNTS, COUNTS_END, NEGATIVE}, Parts(store=Torn)),
+    Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES}, Parts(store=Pipelined)),
+    Plant("exclusive end", {COUNTS}, patches=[(projector_module, "fold", exclusive_end)]),
+    Plant("resume at latest", {COUNTS, COUNTS_END, EDGES_END}, Parts(projector=ResumesAtLatest)),
+    Plant("claimed before the write", {COUNTS, COUNTS_END, EDGES_END, LISTS, EDGES}, Parts(projector=ProgressFirst)),
+    Plant("delete without timestamp", {LISTS, LISTS_END}, patches=[(replicas, "list_write", untimed_delete)]),
+    Plant("wall-clock timestamps", {ALARM, COUNTS, EDGES, NEGATIVE}, patches=[(replicas, "write_timestamp", wall_clock())]),
+    Plant("replay that does not republish", {ANSWERS, ANSWERS_END}, patches=[(projector_module, "fold", not_republished)]),
+    Plant("feed applied without the position check", {ANSWERS, ANSWERS_END}, patches=[(Entry, "merge", merge_blindly)]),
+    Plant("load that overwrites", {ANSWERS, ANSWERS_END}, patches=[(CountsCache, "finish", overwrite)]),
+    Plant("gap in the feed unnoticed", {ANSWERS, ANSWERS_END}, patches=[(CountsCache, "miss", lambda cache: None)]),
+    Plant("stale decided when asked", {AGE}, patches=aged_when_asked()),
+    Plant("acknowledged when sent", {ACKNOWLEDGED}, patches=[(SimulatedLogWriter, "append", acknowledge_at_once)]),
+    Plant("started on any log", {REFUSED, COUNTS, COUNTS_END}, patches=[(projector_module, "resume_points", anything_goes)]),
+]
