@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STUBS  := services/watertower/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut test check lint types fast stubs stubs-check lock bench clean
+.PHONY: help setup debut test check lint types fast simulate stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ stubs-check: setup ## fail when the committed stubs differ from proto/
 
 lock: ## choose the newest allowed versions and write requirements/dev.txt (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements/dev.txt -U
+
+simulate: setup ## ten thousand bad days by seed, on the real code (most of an hour)
+	$(BIN)/watertower simulate --seeds 10000 --jobs $$(nproc)
 
 bench: setup ## the figures of docs/performance.md (minutes)
 	$(BIN)/python -m benchmarks.service

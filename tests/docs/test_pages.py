@@ -18,6 +18,7 @@ NOT_RUN = {
     "make test": "would run itself",
     "make check": "would run itself",
     "make bench": "takes minutes; its figures are not asserted",
+    "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
     "python -m tests.docs.tables": "writes into the tree; test_reference.py compares",
 }

@@ -18,7 +18,6 @@ from watertower.projector.projector import Projector
 from watertower.query.cache import CountsCache, Entry, Load
 from watertower.query.tail import FeedTail, Freshness
 from watertower.testing.simulator import replicas
-from watertower.testing.simulator.kernel import wait
 from watertower.testing.simulator.log import SimulatedLogWriter
 from watertower.testing.simulator.replicas import Cluster, ReplicatedStore, Write
 from watertower.testing.simulator.world import Parts, World
@@ -277,7 +276,7 @@ PLANTS = [
     Plant("value and position torn", {COUNTS, COUNTS_END, NEGATIVE}, Parts(store=Torn)),
     Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES}, Parts(store=Pipelined)),
     Plant("exclusive end", {COUNTS}, patches=[(projector_module, "fold", exclusive_end)]),
-    Plant("resume at latest", {COUNTS, COUNTS_END, EDGES_END}, Parts(projector=ResumesAtLatest)),
+    Plant("resume at latest", {COUNTS, COUNTS_END, EDGES_END, ANSWERS}, Parts(projector=ResumesAtLatest)),
     Plant("claimed before the write", {COUNTS, COUNTS_END, EDGES_END, LISTS, EDGES}, Parts(projector=ProgressFirst)),
     Plant("delete without timestamp", {LISTS, LISTS_END}, patches=[(replicas, "list_write", untimed_delete)]),
     Plant("wall-clock timestamps", {ALARM, COUNTS, EDGES, NEGATIVE}, patches=[(replicas, "write_timestamp", wall_clock())]),

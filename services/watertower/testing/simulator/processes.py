@@ -55,6 +55,7 @@ class Node(ABC):
 
     def kill(self) -> None:
         self.world.trace.say(self.name, "dies")
+        self.world.flushing.discard(self.name)
         tasks, self._tasks = self._tasks, {}
         for task in tasks:
             task.cancel()
@@ -79,7 +80,6 @@ class IngestNode(Node):
 
 class ProjectorNode(Node):
     """A Projector on the partitions that the group gives it."""
-
     async def run(self) -> None:
         while True:
             store = self.world.parts.store(self.world.cluster)
@@ -122,6 +122,7 @@ class ProjectorNode(Node):
             if step.events:
                 world.trace.say(self.name, f"applied {step.events} events up to {projector.positions}")
             for partition, reason in projector.stopped.items():
+                world.stopped.add(partition)
                 if partition not in world.undecodable:
                     raise Broken("no edge is ahead of its shards", f"the projector stopped: {reason}")
             if step.wait_s:
@@ -407,7 +408,12 @@ def reached(world: World, name: str) -> None:
     if not name.startswith("projector.") or not process.startswith("projector"):
         return
     faults = world.faults
+    if name == "projector.after_read":
+        world.flushing.add(process)
+    elif name == "projector.after_sync":
+        world.flushing.discard(process)
     if faults.strikes("flush_cut"):
+        world.flushing.discard(process)
         faults.fired[f"flush_cut {name.removeprefix('projector.')}"] += 1
         raise Cut(name)
     if faults.strikes("zombie"):

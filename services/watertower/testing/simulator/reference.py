@@ -5,10 +5,8 @@ It keeps every value that each count and each edge ever had, by offset, so that 
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
-
-from watertower.core.model import EventBatch
 
 EdgeName: TypeAlias = tuple[str, int, str, str]
 """(actor, kind, subject, ref)."""
@@ -60,10 +58,9 @@ class Reference:
         self._now: dict[EdgeName, State] = {}
         self._values: dict[tuple[str, int, int], int] = defaultdict(int)
 
-    def take(self, partition: int, offset: int, batch: EventBatch) -> None:
-        """The next record of a partition."""
-        rows = zip(batch.actors, batch.kinds, batch.subjects, batch.refs, batch.actives, batch.occurred_at, strict=True)
-        for actor, kind, subject, ref, active, at in rows:
+    def take(self, partition: int, offset: int, events: Iterable[tuple[str, int, str, str, bool, int]]) -> None:
+        """The next record of a partition: (actor, kind, subject, ref, active, occurred_at) each."""
+        for actor, kind, subject, ref, active, at in events:
             name, state = (actor, kind, subject, ref), State(at, not active)
             self.partition_of[name] = partition
             of_subject, of_actor = METRICS_OF_KIND[kind]

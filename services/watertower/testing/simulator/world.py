@@ -42,6 +42,18 @@ class Parts(NamedTuple):
     prepare: Callable[["World"], object] = lambda world: None
 
 
+def events_in(record: LogRecord) -> list[Event]:
+    """The events of a record, in order; none of one that cannot be decoded."""
+    try:
+        actors, kinds, subjects, refs, actives, times = decode_batch(record.payload)
+    except UndecodableRecord:
+        return []
+    return [
+        (actor, kind, subject, ref, bool(active), at)
+        for actor, kind, subject, ref, active, at in zip(actors, kinds, subjects, refs, actives, times, strict=True)
+    ]
+
+
 class Owners:
     """Which projector has which partition: one each as a group would have it, and for a while another one beside it."""
 
@@ -76,6 +88,11 @@ class World:
         """Each event's first offset in the log."""
         self.acknowledged: list[tuple[float, Position]] = []
         """When, and up to where, in order of time."""
+        self.acknowledged_events: dict[Event, None] = {}
+        self.flushing: set[str] = set()
+        """The projectors between the first and the last step of a flush."""
+        self.stopped: set[int] = set()
+        """Partitions of which a projector said that it stopped."""
         self.events = 0
         self._tasks: dict[asyncio.Task[Any], None] = {}
         parts.prepare(self)
@@ -127,20 +144,17 @@ class World:
 
     def _landed(self, record: LogRecord) -> None:
         partition, offset = record.partition, record.offset
-        try:
-            batch = decode_batch(record.payload)
-        except UndecodableRecord:
+        events = events_in(record)
+        if not events:
             self.undecodable.setdefault(partition, offset)
             self.trace.say("log", f"p{partition} @{offset} cannot be decoded")
             return
-        self.events += len(batch.actors)
-        self.trace.say("log", f"p{partition} @{offset} {len(batch.actors)} events")
+        self.events += len(events)
+        self.trace.say("log", f"p{partition} @{offset} {len(events)} events")
         if partition not in self.undecodable:
-            self.reference.take(partition, offset, batch)
-        for actor, kind, subject, ref, active, at in zip(
-            batch.actors, batch.kinds, batch.subjects, batch.refs, batch.actives, batch.occurred_at, strict=True
-        ):
-            self.offsets_of.setdefault((actor, kind, subject, ref, bool(active), at), offset)
+            self.reference.take(partition, offset, events)
+        for event in events:
+            self.offsets_of.setdefault(event, offset)
 
     # --- what is promised about calls
 
@@ -158,6 +172,7 @@ class World:
             end = position.offsets.get(partition_of(event[0]), -1)
             if offset is None or offset > end:
                 raise Broken("acknowledged events are in the log", f"{event} is acknowledged at {end}, in the log at {offset}")
+            self.acknowledged_events[event] = None
         self.acknowledged.append((self.loop.now_s, position))
 
     def check_freshness(self, as_of: int | None, position: Position, stale: bool, stale_after_s: float) -> None:
