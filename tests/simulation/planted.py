@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from watertower.core import fold as fold_module
 from watertower.core.fold import Flush
 from watertower.core.model import KINDS, Edge, EdgeKey, ListChange, ListKey, Progress, Record, Shard, ShardKey
-from watertower.ports import LogReader, Store
+from watertower.ports import FeedMessage, LogReader, Store
 from watertower.projector import projector as projector_module
 from watertower.projector.projector import Projector
 from watertower.query.cache import CountsCache, Entry, Load
 from watertower.query.tail import FeedTail, Freshness
 from watertower.testing.simulator import replicas
+from watertower.testing.simulator import world as world_module
+from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.log import SimulatedLogWriter
 from watertower.testing.simulator.replicas import Cluster, ReplicatedStore, Write
 from watertower.testing.simulator.world import Parts, World
@@ -260,6 +262,27 @@ def acknowledge_at_once(writer: SimulatedLogWriter, partition: int, payload: byt
     return future
 
 
+# --- the embedded store
+
+
+class StepsOutOfOrder(EmbeddedStore):
+    """Its batch may be cut anywhere, and the edges are first in it."""
+
+    def sync(self) -> None:
+        if len(self._held) > 1:
+            self._held[:2] = reversed(self._held[:2])
+        super().sync()
+
+
+class FeedAheadOfRows(SecondaryReader):
+    """Messages are taken before the rows are caught up with."""
+
+    def poll(self) -> list[FeedMessage]:
+        self.catch_up()
+        self._messages.travel()
+        return self._messages.take()
+
+
 def no_read_repair(world: World) -> None:
     world.cluster.read_repair = False
 
@@ -272,7 +295,7 @@ PLANTS = [
     Plant("cached shards without the contiguity rule", {ALARM, COUNTS, NEGATIVE}, Parts(store=CachingAcrossOwners)),
     Plant("cached shards without the reload rule", {ALARM, COUNTS, NEGATIVE}, Parts(store=CachingWithoutReload)),
     Plant("shards with net zero skipped", {ALARM, COUNTS}, patches=[(projector_module, "fold", net_shards)]),
-    Plant("read repair off", {ALARM, COUNTS, BACK, NEGATIVE}, Parts(prepare=no_read_repair)),
+    Plant("read repair off", {ALARM, COUNTS, EDGES_END, BACK, NEGATIVE}, Parts(prepare=no_read_repair)),
     Plant("value and position torn", {COUNTS, COUNTS_END, NEGATIVE}, Parts(store=Torn)),
     Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES}, Parts(store=Pipelined)),
     Plant("exclusive end", {COUNTS}, patches=[(projector_module, "fold", exclusive_end)]),
@@ -287,4 +310,6 @@ PLANTS = [
     Plant("stale decided when asked", {AGE}, patches=aged_when_asked()),
     Plant("acknowledged when sent", {ACKNOWLEDGED}, patches=[(SimulatedLogWriter, "append", acknowledge_at_once)]),
     Plant("started on any log", {REFUSED, COUNTS, COUNTS_END}, patches=[(projector_module, "resume_points", anything_goes)]),
+    Plant("a cut batch without its order", {ALARM, COUNTS}, Parts(embedded_store=StepsOutOfOrder)),
+    Plant("feed ahead of the rows", {ANSWERS, LISTS, EDGES}, patches=[(world_module, "SecondaryReader", FeedAheadOfRows)]),
 ]

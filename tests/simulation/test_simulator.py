@@ -20,9 +20,9 @@ BLOCK = 100
 FLUSH_STEPS = [point.removeprefix("projector.") for point in failpoints.POINTS if point.startswith("projector.")]
 
 REGRESSIONS = {
-    10: "an answer's staleness was decided when the question came: a read that waited for long left as fresh",
+    32: "an answer's staleness was decided when the question came: a read that waited for long left as fresh",
 }
-"""Seeds that once failed, and what it was."""
+"""Seeds that failed once, and what it was. The bug itself is kept among the planted ones, because seeds move when the simulator grows."""
 
 DIGESTS = """
 from watertower.testing.simulator.run import Scenario, simulate

@@ -48,6 +48,8 @@ KINDS = {
     "feed_lost": 0.02,
     "feed_late": 0.05,
     "publish_failed": 0.01,
+    # the embedded store
+    "sync_failed": 0.02,
 }
 """Every kind with its rate: per message, per call, per step of a flush, per round of the nemesis, or per run (the log's last five)."""
 

@@ -44,8 +44,16 @@ class SimulatedFeedReader:
         self._held_until_s = [0.0] * len(feed.messages)
 
     def poll(self) -> list[FeedMessage]:
+        self.travel()
+        return self.take()
+
+    def travel(self) -> None:
+        """The time that a look takes."""
+        wait(asyncio.sleep(self._feed.rng.uniform(0.0005, 0.003)))
+
+    def take(self) -> list[FeedMessage]:
+        """What is there for this reader now."""
         feed = self._feed
-        wait(asyncio.sleep(feed.rng.uniform(0.0005, 0.003)))
         if self._next is None:
             self._next = [len(messages) for messages in feed.messages]
             return []

@@ -14,10 +14,8 @@ from watertower.core.sharding import partition_of
 from watertower.errors import BackendUnavailable, CallRefused, StartRefused
 from watertower.ingest.service import IngestService
 from watertower.query.service import QueryService
-from watertower.testing.simulator.feed import SimulatedFeedReader, SimulatedFeedWriter
 from watertower.testing.simulator.kernel import GreenletExecutor, blocking, process_name, wait
 from watertower.testing.simulator.log import SimulatedLogReader, SimulatedLogWriter
-from watertower.testing.simulator.replicas import ReplicatedStore
 from watertower.testing.simulator.world import Broken, Event, World
 from watertower.v1 import common_pb2, reader_pb2, writer_pb2
 
@@ -51,7 +49,8 @@ class Node(ABC):
         return task
 
     @abstractmethod
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Does nothing if it runs."""
 
     def kill(self) -> None:
         self.world.trace.say(self.name, "dies")
@@ -71,7 +70,8 @@ class IngestNode(Node):
         self.start()
 
     def start(self) -> None:
-        self.service = IngestService(SimulatedLogWriter(self.world.log), self._settings, self.clock)
+        if self.service is None:
+            self.service = IngestService(SimulatedLogWriter(self.world.log), self._settings, self.clock)
 
     def kill(self) -> None:
         super().kill()
@@ -80,9 +80,10 @@ class IngestNode(Node):
 
 class ProjectorNode(Node):
     """A Projector on the partitions that the group gives it."""
+
     async def run(self) -> None:
         while True:
-            store = self.world.parts.store(self.world.cluster)
+            store = self.world.store()
             try:
                 while True:
                     await blocking(lambda store=store: self._own(store), self.name)  # type: ignore[misc]
@@ -91,8 +92,8 @@ class ProjectorNode(Node):
                 await asyncio.sleep(self.rng.uniform(0.05, 3.0))
 
     def start(self) -> None:
-        task = self.spawn(self.run())
-        task.add_done_callback(self.world._ended_of_node)
+        if not self._tasks:
+            self.spawn(self.run()).add_done_callback(self.world._ended_of_node)
 
     def _own(self, store: Any) -> None:
         """Works on what it owns until that changes."""
@@ -108,7 +109,7 @@ class ProjectorNode(Node):
             heartbeat_ms=1_000,
             retry_cap_ms=1_000,
         )
-        projector = world.parts.projector(SimulatedLogReader(world.log), store, SimulatedFeedWriter(world.feed), settings, self.clock, rng)
+        projector = world.parts.projector(SimulatedLogReader(world.log), store, world.feed_writer(store), settings, self.clock, rng)
         try:
             projector.start(owned)
         except BackendUnavailable:
@@ -139,8 +140,8 @@ class QueryNode(Node):
         self._seen: dict[int, int] = {}
 
     def start(self) -> None:
-        task = self.spawn(self._run())
-        task.add_done_callback(self.world._ended_of_node)
+        if not self._tasks:
+            self.spawn(self._run()).add_done_callback(self.world._ended_of_node)
 
     def kill(self) -> None:
         for service in (self.service, self._starting):
@@ -160,8 +161,7 @@ class QueryNode(Node):
         )
         while True:
             service = self._starting = QueryService(
-                ReplicatedStore(world.cluster),
-                SimulatedFeedReader(world.feed),
+                *world.readers(),
                 settings,
                 self.clock,
                 rng,
@@ -416,7 +416,7 @@ def reached(world: World, name: str) -> None:
         world.flushing.discard(process)
         faults.fired[f"flush_cut {name.removeprefix('projector.')}"] += 1
         raise Cut(name)
-    if faults.strikes("zombie"):
+    if not world.embedded and faults.strikes("zombie"):
         faults.fired[f"zombie {name.removeprefix('projector.')}"] += 1
         world.trace.say(process, f"hangs at {name}")
         world.loop.call_later(SESSION_S, move_away, world, process)

@@ -16,7 +16,6 @@ from watertower.core.model import Metric, Progress
 from watertower.errors import StartRefused
 from watertower.ports import LogIdentity
 from watertower.testing.simulator.faults import Faults
-from watertower.testing.simulator.feed import SimulatedFeedWriter
 from watertower.testing.simulator.kernel import Deadlock, blocking
 from watertower.testing.simulator.log import SimulatedLogReader
 from watertower.testing.simulator.processes import (
@@ -32,7 +31,7 @@ from watertower.testing.simulator.processes import (
     reached,
 )
 from watertower.testing.simulator.reference import METRICS_OF_KIND
-from watertower.testing.simulator.replicas import REPLICAS, ReplicaScanner, ReplicatedStore, progress_write
+from watertower.testing.simulator.replicas import REPLICAS, ReplicaScanner, progress_write
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World, events_in
 from watertower.v1 import reader_pb2
 
@@ -127,7 +126,7 @@ async def _day(world: World, scenario: Scenario) -> None:
     projectors = [ProjectorNode(world, name) for name in PROJECTORS]
     queries = [QueryNode(world, f"query-{n}") for n in range(2)]
     for partition in range(world.partitions):
-        world.owners.assigned[partition] = PROJECTORS[partition % len(PROJECTORS)]
+        world.owners.assigned[partition] = PROJECTORS[0 if world.embedded else partition % len(PROJECTORS)]
     for node in (*projectors, *queries):
         node.start()
     callers, readers = Callers(world, ingests, scenario.calls), Readers(world, queries)
@@ -177,6 +176,14 @@ async def _nemesis(world: World, ingests: list[IngestNode], projectors: list[Pro
         for kind, nodes in (("crash_ingest", ingests), ("crash_projector", projectors), ("crash_query", queries)):
             if faults.strikes(kind):
                 world.spawn(_crash(world, faults.stream(kind).choice(nodes), faults.stream(kind).uniform(0.1, 8.0)))
+        if faults.strikes("clock_jump"):
+            name = faults.stream("clock_jump").choice(list(world.clocks))
+            world.clocks[name].off_us = faults.stream("clock_jump").randint(-CLOCK_OFF_US_MAX, CLOCK_OFF_US_MAX)
+            world.trace.say("nemesis", f"the clock of {name} is off by {world.clocks[name].off_us} us")
+        if world.loop.now_s > 15.0 and not world.undecodable and faults.strikes("record_undecodable"):
+            world.log.land(faults.stream("record_undecodable").randrange(world.partitions), b"\xff of a later version", 0)
+        if world.embedded:
+            continue  # one owner, whatever happens, and one disk
         if faults.strikes("store_slow"):
             world.cluster.slow_until_s = world.loop.now_s + faults.stream("store_slow").uniform(1.0, 8.0)
             world.trace.say("nemesis", f"the store is slow until {world.cluster.slow_until_s:.3f}")
@@ -194,12 +201,6 @@ async def _nemesis(world: World, ingests: list[IngestNode], projectors: list[Pro
             world.spawn(_ping_pong(world, faults.stream("ping_pong").randrange(world.partitions)))
         if faults.strikes("replay_from_old_offset"):
             _forget_progress(world, faults.stream("replay_from_old_offset").randrange(world.partitions))
-        if faults.strikes("clock_jump"):
-            name = faults.stream("clock_jump").choice(list(world.clocks))
-            world.clocks[name].off_us = faults.stream("clock_jump").randint(-CLOCK_OFF_US_MAX, CLOCK_OFF_US_MAX)
-            world.trace.say("nemesis", f"the clock of {name} is off by {world.clocks[name].off_us} us")
-        if world.loop.now_s > 15.0 and not world.undecodable and faults.strikes("record_undecodable"):
-            world.log.land(faults.stream("record_undecodable").randrange(world.partitions), b"\xff of a later version", 0)
 
 
 async def _crash(world: World, node: Node, down_s: float) -> None:
@@ -375,8 +376,8 @@ async def _check_refusals(world: World) -> None:
     def start() -> None:
         projector = world.parts.projector(
             SimulatedLogReader(log),
-            ReplicatedStore(world.cluster),
-            SimulatedFeedWriter(world.feed),
+            store := world.store(),
+            world.feed_writer(store),
             ProjectorSettings.model_construct(),
             world.clock("operator"),
             world.rng("operator"),

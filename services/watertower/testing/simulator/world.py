@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 
 from watertower.codec import UndecodableRecord, decode_batch
 from watertower.core.positions import Position
-from watertower.ports import LogIdentity, LogRecord, Store, StoreIdentity
+from watertower.ports import CountsFeed, FeedReader, LogIdentity, LogRecord, Store, StoreIdentity, StoreReader
 from watertower.projector.projector import Projector
+from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.faults import Faults
-from watertower.testing.simulator.feed import SimulatedFeed
+from watertower.testing.simulator.feed import SimulatedFeed, SimulatedFeedReader, SimulatedFeedWriter
 from watertower.testing.simulator.kernel import Trace, VirtualClock, VirtualTimeLoop
 from watertower.testing.simulator.log import SimulatedLog
 from watertower.testing.simulator.reference import Reference
 from watertower.testing.simulator.replicas import Cluster, ReplicatedStore
+
+EMBEDDED_SHARE = 0.25
+"""Of the runs: with one owner and the embedded store, instead of three projectors and a replicated one."""
 
 CLOCK_OFF_US_MAX = 2_000_000
 """How far a process's wall clock may be off."""
@@ -39,6 +43,7 @@ class Parts(NamedTuple):
 
     projector: type[Projector] = Projector
     store: Callable[[Cluster], Store] = ReplicatedStore
+    embedded_store: Callable[[Cluster, SimulatedFeed], EmbeddedStore] = EmbeddedStore
     prepare: Callable[["World"], object] = lambda world: None
 
 
@@ -74,6 +79,7 @@ class World:
         self.trace = Trace(self.loop, show)
         rng = self.rng("world")
         self.partitions = rng.choice((1, 2, 2, 3))
+        self.embedded = rng.random() < EMBEDDED_SHARE
         identity = LogIdentity(f"log-{seed}", self.partitions)
         self.log = SimulatedLog(self.loop, faults, self.rng("log"), identity, self._landed)
         self.cluster = Cluster(self.loop, faults, self.rng("store"), StoreIdentity(identity, 1))
@@ -96,6 +102,21 @@ class World:
         self.events = 0
         self._tasks: dict[asyncio.Task[Any], None] = {}
         parts.prepare(self)
+
+    def store(self) -> Store:
+        """For a projector that starts."""
+        return self.parts.embedded_store(self.cluster, self.feed) if self.embedded else self.parts.store(self.cluster)
+
+    def feed_writer(self, store: Store) -> CountsFeed:
+        """For a projector with that store."""
+        return store if isinstance(store, EmbeddedStore) else SimulatedFeedWriter(self.feed)
+
+    def readers(self) -> tuple[StoreReader, FeedReader]:
+        """For a query process that starts."""
+        if self.embedded:
+            secondary = SecondaryReader(self.cluster, self.feed)
+            return secondary, secondary
+        return ReplicatedStore(self.cluster), SimulatedFeedReader(self.feed)
 
     def rng(self, name: str) -> random.Random:
         """A stream of its own for each user, so that one user's draws do not move another's."""
