@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from watertower.core.model import KINDS, NO_PROGRESS, EdgeKey, Kind, ListKey, Metric, Shard
+from watertower.core.model import ACTOR_METRIC, NO_PROGRESS, SUBJECT_METRIC, EdgeKey, Kind, ListKey, Metric, Shard
 from watertower.core.sharding import partition_of
 from watertower.ports import StoreScanner
 
@@ -48,9 +48,7 @@ ACTOR_LIST = "actor_list"
 DIFFERENCE_KINDS = (COUNT, NEGATIVE, EDGE_AHEAD_OF_SHARD, EDGE_BEYOND_PROGRESS, SUBJECT_LIST, ACTOR_LIST)
 
 _MASK = ROW_GROUPS - 1
-_SUBJECT_METRIC = {int(kind): int(rule.subject_metric) for kind, rule in KINDS.items()}
-_ACTOR_METRIC = {int(kind): int(rule.actor_metric) for kind, rule in KINDS.items()}
-_ACTOR_METRICS = frozenset(_ACTOR_METRIC.values())
+_ACTOR_METRICS = frozenset(ACTOR_METRIC.values())
 
 _Row = TypeVar("_Row", ListKey, EdgeKey)
 
@@ -175,11 +173,11 @@ class _Recount:
             if number % PROGRESS_EDGES == 0:
                 self._on_progress(number)
 
-            subject_key = (subject, _SUBJECT_METRIC[kind], partition)
+            subject_key = (subject, SUBJECT_METRIC[kind], partition)
             of_subject = subjects.get(subject_key)
             if of_subject is None:
                 of_subject = subjects[subject_key] = [0, -1, 0, -1]
-            metric = _ACTOR_METRIC[kind]
+            metric = ACTOR_METRIC[kind]
             of_actor = own.get(metric)
             if of_actor is None:
                 of_actor = own[metric] = [0, -1, 0, -1]

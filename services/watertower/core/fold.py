@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, TypeAlias
 from watertower.core.buckets import bucket_of, is_boundary
 from watertower.core.edge import wins
 from watertower.core.model import (
-    KINDS,
+    ACTOR_METRIC,
     NO_SHARD,
+    SUBJECT_METRIC,
     Edge,
     EdgeKey,
     ListChange,
@@ -32,9 +33,6 @@ from watertower.core.model import (
     Shard,
     ShardKey,
 )
-
-_SUBJECT_METRIC = {int(kind): int(rule.subject_metric) for kind, rule in KINDS.items()}
-_ACTOR_METRIC = {int(kind): int(rule.actor_metric) for kind, rule in KINDS.items()}
 
 _new = tuple.__new__  # builds a named tuple in a third of the time that its own constructor takes
 
@@ -48,8 +46,7 @@ class ShardBehindEdge(Exception):
 
     def __init__(self, edge: EdgeKey, edge_offset: int, shard: ShardKey, shard_offset: int) -> None:
         super().__init__(f"edge {edge} is at offset {edge_offset} but its shard {shard} only at {shard_offset}")
-        self.edge, self.shard = edge, shard
-        self.edge_offset, self.shard_offset = edge_offset, shard_offset
+        self.shard = shard
 
 
 class Touched(NamedTuple):
@@ -79,8 +76,8 @@ def touched(records: Iterable[Record]) -> Touched:
     for partition, _, _, _, (actors, kinds, subjects, refs, _, _) in records:
         for edge in zip(actors, kinds, subjects, refs, strict=True):
             actor, kind, subject, _ = edge
-            edges[edge] = of_actor = (actor, _ACTOR_METRIC[kind], partition)
-            shards[subject, _SUBJECT_METRIC[kind], partition] = shards[of_actor] = None
+            edges[edge] = of_actor = (actor, ACTOR_METRIC[kind], partition)
+            shards[subject, SUBJECT_METRIC[kind], partition] = shards[of_actor] = None
     return Touched(edges, shards)
 
 
@@ -99,8 +96,8 @@ def fold(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], shards: Mappi
         added, removed = ListChange(True, offset), ListChange(False, offset)
         for index, (actor, kind, subject, ref, active, at) in enumerate(zip(*batch, strict=True)):
             edge_key = (actor, kind, subject, ref)
-            subject_key = (subject, _SUBJECT_METRIC[kind], partition)
-            actor_key = (actor, _ACTOR_METRIC[kind], partition)
+            subject_key = (subject, SUBJECT_METRIC[kind], partition)
+            actor_key = (actor, ACTOR_METRIC[kind], partition)
             of_subject = running.get(subject_key) or running.setdefault(subject_key, list(shards.get(subject_key, NO_SHARD)))
             of_actor = running.get(actor_key) or running.setdefault(actor_key, list(shards.get(actor_key, NO_SHARD)))
 

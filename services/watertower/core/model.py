@@ -44,6 +44,10 @@ KINDS: dict[Kind, KindRule] = {
     Kind.COMMENT: KindRule(Metric.COMMENTS, Metric.COMMENTS_WRITTEN, needs_ref=True, allows_self=True),
 }
 
+SUBJECT_METRIC: dict[int, int] = {int(kind): int(rule.subject_metric) for kind, rule in KINDS.items()}
+ACTOR_METRIC: dict[int, int] = {int(kind): int(rule.actor_metric) for kind, rule in KINDS.items()}
+"""What an edge of a kind adds to, by number: looked up once per event, where an enum member would cost."""
+
 EdgeKey: TypeAlias = tuple[str, int, str, str]
 """(actor, kind, subject, ref). `ref` is empty for kinds that need none."""
 
