@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from watertower.core.sharding import PARTITIONS_MAX
 from watertower.errors import StartRefused
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -34,7 +35,9 @@ class ServiceSettings(_Section):
     data: Path = Field(Path("watertower-data"), description="the data folder of the embedded back ends")
     log: Literal["sqlite"] = Field("sqlite", description="the back end of the log")
     store: Literal["rocksdb"] = Field("rocksdb", description="the back end of the store and of the counts feed")
-    partitions: Annotated[int, Field(ge=1, le=64)] = Field(8, description="partitions of the log; fixed when the data folder is created")
+    partitions: Annotated[int, Field(ge=1, le=PARTITIONS_MAX)] = Field(
+        8, description="partitions of the log; fixed when the data folder is created"
+    )
     write_host: str = Field("127.0.0.1", description="address that the writer binds")
     write_port: Port = Field(50051, description="port of the writer; 0 takes a free one")
     read_host: str = Field("127.0.0.1", description="address that the reader binds")

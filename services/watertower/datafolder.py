@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from watertower.core.sharding import PARTITIONS_MAX
 from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ports import LogIdentity
 
@@ -28,8 +29,6 @@ FORMAT = 1
 
 MARKER = "watertower.json"
 GENERATION = 1
-PARTITIONS_MAX = 64
-"""Partitions of a log, at most: a position of so many still fits into a token (core/positions.py)."""
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 """Errors of a disk that is full, fails, or takes no writes for a while: a process that is restarted meanwhile waits for it."""

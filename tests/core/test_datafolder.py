@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from watertower.datafolder import MARKER, PARTITIONS_MAX, DataFolder, open_existing, open_or_create
+from watertower.core.sharding import PARTITIONS_MAX
+from watertower.datafolder import MARKER, DataFolder, open_existing, open_or_create
 from watertower.errors import StartRefused
 
 _HOLD = """

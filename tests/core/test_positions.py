@@ -12,6 +12,7 @@ from watertower.core.positions import (
     encode_position,
     write_timestamp,
 )
+from watertower.core.sharding import PARTITIONS_MAX
 
 POSITIONS = st.builds(Position, st.integers(1, 2**31), st.dictionaries(st.integers(0, 63), st.integers(-1, 2**62), max_size=64))
 
@@ -23,10 +24,10 @@ def test_tokens_round_trip(position: Position) -> None:
 
 
 def test_the_largest_token_fits_its_limit() -> None:
-    """64 partitions at the largest offset: below the documented 1,024 bytes."""
-    token = encode_position(Position(2**31, dict.fromkeys(range(64), 2**63 - 2)))
+    """PARTITIONS_MAX partitions at the largest offset: below the documented 1,024 bytes."""
+    token = encode_position(Position(2**31, dict.fromkeys(range(PARTITIONS_MAX), 2**63 - 2)))
     assert len(token) <= TOKEN_BYTES_MAX
-    assert decode_position(token).offsets[63] == 2**63 - 2
+    assert decode_position(token).offsets[PARTITIONS_MAX - 1] == 2**63 - 2
 
 
 @given(st.binary(max_size=64))
@@ -52,6 +53,17 @@ def test_covers_is_per_partition(one: Position, two: Position) -> None:
     assert one.covers(one)
     behind = any(offset > one.offsets.get(p, -1) for p, offset in two.offsets.items())
     assert one.covers(two) == (one.generation == two.generation and not behind)
+
+
+@given(POSITIONS, POSITIONS)
+def test_merged_is_the_least_that_covers_both(one: Position, two: Position) -> None:
+    """Per partition the later offset; the generation is the newer answer's."""
+    two = two._replace(generation=one.generation)
+    merged = one.merged(two)
+    assert merged.covers(one)
+    assert merged.covers(two)
+    assert all(offset in (one.offsets.get(p), two.offsets.get(p)) for p, offset in merged.offsets.items() if offset >= 0)
+    assert one.merged(two._replace(generation=one.generation + 1)).generation == one.generation + 1
 
 
 def test_write_timestamps_order_as_the_protocol_needs() -> None:

@@ -251,13 +251,7 @@ class ImportRun:
             before.generation != position.generation or any(before.offsets.get(p, -1) > o for p, o in position.offsets.items())
         ):
             raise CommandFailed("the service has another log than when this import was cut off: send everything again with --restart")
-        if self._position is None:
-            self._position = position
-            return
-        offsets = dict(self._position.offsets)
-        for partition, offset in position.offsets.items():
-            offsets[partition] = max(offset, offsets.get(partition, -1))
-        self._position = Position(position.generation, offsets)
+        self._position = position if self._position is None else self._position.merged(position)
 
     def _wait(self) -> None:
         """Until the reader's answers include everything that was acknowledged."""

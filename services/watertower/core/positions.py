@@ -31,6 +31,13 @@ class Position(NamedTuple):
         """Whether everything that `other` points at is included here. Never across generations."""
         return self.generation == other.generation and all(self.offsets.get(p, -1) >= o for p, o in other.offsets.items())
 
+    def merged(self, other: "Position") -> "Position":
+        """What includes both, of the generation of `other`: the later of two answers of one service."""
+        offsets = dict(self.offsets)
+        for partition, offset in other.offsets.items():
+            offsets[partition] = max(offset, offsets.get(partition, -1))
+        return Position(other.generation, offsets)
+
 
 class MalformedToken(ValueError):
     """The bytes are not a token of this service."""

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from zlib import crc32
 
+PARTITIONS_MAX = 64
+"""Partitions of a log, at most: a position of so many still fits into a token (positions.py)."""
+
 
 def partition_of(actor: str, partitions: int) -> int:
     """The partition of an actor: CRC-32 of its UTF-8 bytes modulo the number of partitions.
