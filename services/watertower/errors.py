@@ -30,7 +30,6 @@ class Status(Enum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     RESOURCE_EXHAUSTED = 8
-    INTERNAL = 13
     UNAVAILABLE = 14
 
 
@@ -61,7 +60,7 @@ class Reason(Enum):
     # time
     OCCURRED_AT_REQUIRED = _Entry(Status.INVALID_ARGUMENT, "is required: when the user acted, fixed before the first attempt")
     OCCURRED_AT_INVALID = _Entry(Status.INVALID_ARGUMENT, "must be a valid Timestamp: nanos from 0 to 999999999")
-    OCCURRED_AT_FUTURE = _Entry(Status.INVALID_ARGUMENT, "must not be more than 5 s ahead of the service's clock")
+    OCCURRED_AT_FUTURE = _Entry(Status.INVALID_ARGUMENT, "must not be ahead of the service's clock by more than the service allows")
     OCCURRED_AT_PAST = _Entry(Status.INVALID_ARGUMENT, "must not be before 2000-01-01T00:00:00Z")
     # pages
     PAGE_SIZE = _Entry(Status.INVALID_ARGUMENT, "must be 0 (the default, 100) to 1000")
@@ -97,7 +96,7 @@ class CallRefused(Exception):
     `violations` are empty exactly for reasons that are not the caller's fault; `retry_after_s` is given exactly for those.
     """
 
-    def __init__(self, reason: Reason, violations: Sequence[Violation] = (), retry_after_s: float | None = None, detail: str = "") -> None:
+    def __init__(self, reason: Reason, violations: Sequence[Violation] = (), retry_after_s: float | None = None) -> None:
         self.reason = reason
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s
@@ -108,7 +107,7 @@ class CallRefused(Exception):
                 message += f"; and {len(self.violations) - MESSAGE_VIOLATIONS_MAX} more"
         else:
             message = reason.rule
-        super().__init__(f"{message} ({detail})" if detail else message)
+        super().__init__(message)
 
     @classmethod
     def of(cls, violations: Sequence[Violation]) -> "CallRefused":

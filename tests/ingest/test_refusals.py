@@ -241,6 +241,7 @@ def test_how_far_ahead_a_clock_may_be_is_a_setting() -> None:
             await ingest.stub.RecordEvents(request(follow(occurred_at=Timestamp(seconds=NOW_S, nanos=1_000_000))))
             refused = await refusal(ingest.stub.RecordEvents(request(follow(occurred_at=Timestamp(seconds=NOW_S, nanos=1_001_000)))))
         assert refused.info.reason == Reason.OCCURRED_AT_FUTURE.name
+        assert not any(character.isdigit() for character in refused.message.partition("occurred_at ")[2])  # the limit is not always 5 s
         assert len(log.records) == 1
 
     asyncio.run(scenario())

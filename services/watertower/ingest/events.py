@@ -28,14 +28,12 @@ from watertower.validation import (
     violations_of,
 )
 
-_ACTIVE, _REMOVED = STATES
-
 # Tables for bytes.translate and bytes.strip: what a whole column of kinds or states says, without a loop.
 _KINDS = bytes(KINDS)
 _STATES = bytes(STATES)
 _NEEDS_REF = bytes(kind in KINDS and KINDS[kind].needs_ref for kind in range(256))  # type: ignore[index] # Kind is an int
 _NOT_SELF = frozenset(kind for kind, rule in KINDS.items() if not rule.allows_self)
-_ACTIVES = bytes(state == _ACTIVE for state in range(256))
+_ACTIVES = bytes(state == STATES[0] for state in range(256))
 
 
 def events_of(request: RecordEventsRequest, partitions: int, latest_us: int) -> dict[int, EventBatch]:

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EngagementReaderStub(object):
-    """Answers from memory: counts, edges, lists. No read waits for a write.
+    """Answers counts from memory, edges and lists from the store. No read waits for a write.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -65,7 +65,7 @@ class EngagementReaderStub(object):
 
 
 class EngagementReaderServicer(object):
-    """Answers from memory: counts, edges, lists. No read waits for a write.
+    """Answers counts from memory, edges and lists from the store. No read waits for a write.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -143,7 +143,7 @@ def add_EngagementReaderServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EngagementReader(object):
-    """Answers from memory: counts, edges, lists. No read waits for a write.
+    """Answers counts from memory, edges and lists from the store. No read waits for a write.
 
     Refusals carry the details described at EngagementWriter.
     """
