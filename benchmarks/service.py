@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ import grpc
 
 from watertower.clock import SystemClock
 from watertower.core.model import Kind
-from watertower.core.positions import Position, decode_position
+from watertower.core.positions import decode_position
 from watertower.debut.plan import PRESETS, STAR, Plan, Press
 from watertower.debut.readers import percentile
 from watertower.debut.run import Live, Service, Watcher, run
 from watertower.debut.surge import Surge
+from watertower.debut.visible import StarReader, until_visible
 from watertower.v1 import common_pb2, writer_pb2, writer_pb2_grpc
 
 CALLS_IN_FLIGHT = 16
@@ -55,8 +57,7 @@ def request(first: int, events: int) -> writer_pb2.RecordEventsRequest:
     now = time.time_ns() // 1000 - 3_600_000_000
     for number in range(first, first + events):
         event = message.events.add(actor=f"fan-{number}", kind=common_pb2.KIND_FOLLOW, subject="star", state=common_pb2.STATE_ACTIVE)
-        event.occurred_at.seconds, micros = divmod(now + number, 1_000_000)
-        event.occurred_at.nanos = micros * 1000
+        event.occurred_at.FromMicroseconds(now + number)
     return message
 
 
@@ -112,12 +113,15 @@ def lag(service: Service, rate: float, seconds: float) -> dict[str, Any]:
     clock = SystemClock()
     preset = PRESETS["2019"]._replace(milestones=((int(rate * seconds), seconds),))
     plan = Uniform(preset, int(rate * seconds), 1)
-    surge = Surge(service.write, plan, clock.now_us() - 7_200_000_000, 1.0, clock)
-    watcher = Watcher(service.read, surge, Live(), clock, watch_s=0.005)
-    watcher.start()
-    surge.run()
-    wait_visible(watcher, Position(surge.generation, surge.positions))
-    watcher.stop()
+    with (
+        closing(Surge(service.write, plan, clock.now_us() - 7_200_000_000, 1.0, clock)) as surge,
+        closing(StarReader(service.read)) as star,
+    ):
+        watcher = Watcher(star, surge, Live(), clock, watch_s=0.005)
+        watcher.start()
+        surge.run()
+        until_visible(watcher.seen, surge.position, clock)
+        watcher.stop()
     lags = watcher.lags_s
     return {
         "offered_per_s": round(rate),
@@ -133,9 +137,8 @@ def footprint(service: Service, data: Path, total: int) -> dict[str, Any]:
     acknowledged(service, total, 500)
     with grpc.insecure_channel(service.write) as channel:
         token = writer_pb2_grpc.EngagementWriterStub(channel).RecordEvents(request(total + 1, 500), timeout=60).write_token
-    surge = Surge(service.write, Plan(PRESETS["2019"], 1, 1), 0, None, SystemClock())
-    watcher = Watcher(service.read, surge, Live(), SystemClock())
-    wait_visible(watcher, decode_position(token), look=True)
+    with closing(StarReader(service.read)) as star:
+        until_visible(star.look, decode_position(token), SystemClock())
     time.sleep(5)
     parts = {
         part: sum(f.stat().st_size for f in (data / part).rglob("*") if f.is_file()) for part in os.listdir(data) if (data / part).is_dir()
@@ -146,16 +149,6 @@ def footprint(service: Service, data: Path, total: int) -> dict[str, Any]:
         status = Path(f"/proc/{pid}/status").read_text()
         resident[role] = {key: round(int(status.split(f"{key}:")[1].split()[0]) / 1024, 1) for key in ("VmRSS", "RssAnon", "VmHWM")}
     return {"edges": total, "resident_mb": resident, "bytes_per_edge": {part: round(size / total, 1) for part, size in parts.items()}}
-
-
-def wait_visible(watcher: Watcher, wanted: Position, *, look: bool = False) -> None:
-    deadline = time.monotonic() + 300
-    while not watcher.position.covers(wanted):
-        if time.monotonic() > deadline:
-            raise TimeoutError("not visible in 300 s")
-        if look:
-            watcher.look()
-        time.sleep(0.01)
 
 
 def ms(seconds: list[float], share: float) -> float | None:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from watertower import bootstrap
+from watertower.cli.connection import RETRYABLE
 from watertower.clock import SystemClock
 from watertower.core.positions import Position, decode_position
 from watertower.testing.service import NotInTime, clean_environment, wait_until
@@ -27,12 +27,6 @@ from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2, w
 
 CLOCK = SystemClock()
 
-RETRIED = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,  # a call that a stopping server has received and not begun
-}
 CALL_S = 5.0
 """Deadline of one attempt."""
 
@@ -146,15 +140,15 @@ class Event(NamedTuple):
     occurred_at: int
 
     def message(self) -> writer_pb2.Event:
-        seconds, micros = divmod(self.occurred_at, 1_000_000)
-        return writer_pb2.Event(
+        event = writer_pb2.Event(
             actor=self.actor,
             kind=common_pb2.Kind.Name(self.kind),
             subject=self.subject,
             ref=self.ref,
             state=common_pb2.STATE_ACTIVE if self.active else common_pb2.STATE_REMOVED,
-            occurred_at=Timestamp(seconds=seconds, nanos=micros * 1_000),
         )
+        event.occurred_at.FromMicroseconds(self.occurred_at)
+        return event
 
 
 def record(stub: Any, events: Sequence[Event], timeout_s: float = CALL_S) -> Position:
@@ -190,7 +184,7 @@ def wait_visible(target: str, wanted: Mapping[int, int], seconds: float = 60.0) 
             try:
                 _, position = read_counts(stub, ["nobody"])
             except grpc.RpcError as error:
-                if error.code() not in RETRIED:
+                if error.code() not in RETRYABLE:
                     raise
                 return False
             return all(position.offsets.get(p, -1) >= end for p, end in wanted.items())
@@ -375,7 +369,7 @@ class Writers:
                 with self._attempts:
                     return record(stub, events)
             except grpc.RpcError as error:
-                if error.code() not in RETRIED:
+                if error.code() not in RETRYABLE:
                     raise
                 reason, retry_s = refusal(error)
                 with self._lock:
@@ -439,7 +433,7 @@ class Readers:
                     try:
                         position = self._read(stub, rng)
                     except grpc.RpcError as error:
-                        if error.code() not in RETRIED:
+                        if error.code() not in RETRYABLE:
                             raise
                         self.failures += 1
                         self._stop.wait(RETRY_S)

@@ -16,7 +16,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.processes.support import (
     QUICK,
-    RETRIED,
     Expected,
     Writers,
     assert_audit_is_clean,
@@ -31,6 +30,7 @@ from tests.processes.support import (
 )
 from watertower import bootstrap, datafolder
 from watertower.backends.sqlite import SqliteLogReader
+from watertower.cli.connection import RETRYABLE
 from watertower.core.backoff import full_jitter
 from watertower.testing.service import ROLES, Service, group_alive, wait_until
 
@@ -44,7 +44,7 @@ def health(target: str, service: str = "") -> str:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=2.0)
         except grpc.RpcError as error:
-            if error.code() not in RETRIED:
+            if error.code() not in RETRYABLE:
                 raise
             return "CLOSED"
     name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -146,5 +146,6 @@ def _plain(value: str) -> bool:
 
 
 def _timestamp(micros: int) -> Timestamp:
-    seconds, fraction = divmod(micros, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=fraction * 1_000)
+    timestamp = Timestamp()
+    timestamp.FromMicroseconds(micros)
+    return timestamp

@@ -1,5 +1,6 @@
 """Puts a debut together: starts a service, reads from it, sends the surge, and recounts."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,27 +13,20 @@ import grpc
 
 from watertower import bootstrap
 from watertower.core.model import Kind
-from watertower.core.positions import Position, decode_position
+from watertower.core.positions import Position
+from watertower.debut import DebutFailed
 from watertower.debut.plan import POST, PROFILES, STAR, Plan, recount
 from watertower.debut.readers import percentile
 from watertower.debut.surge import Surge, seed_profiles
+from watertower.debut.visible import WATCH_S, StarReader, until_visible
 from watertower.ports import Clock
-from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc
+from watertower.v1 import common_pb2
 
 IDLE_S = 5.0
 """Seconds of reading before the surge, for the comparison."""
 
 BACK_S = 3_600.0
 """The debut is dated this long before now, beyond its own length, so that no press lies in the future."""
-
-WATCH_S = 0.05
-"""Seconds between two looks at the star: how finely lag is measured."""
-
-_VISIBLE_TIMEOUT_S = 600.0
-
-
-class DebutFailed(Exception):
-    """The debut could not be run to its end."""
 
 
 @dataclass
@@ -41,7 +35,6 @@ class Live:
 
     phase: str = "starting"
     counted: int = 0
-    sent: int = 0
     acknowledged: int = 0
     accepted_per_s: float = 0.0
     visible_per_s: float = 0.0
@@ -118,17 +111,16 @@ class Readers:
 
 
 class Watcher:
-    """Watches the star from a thread: how far the answers reach, and how long after its acknowledgement each call became visible."""
+    """Measures lag from a thread: how long after its acknowledgement each call of a surge became visible in reads of the star."""
 
-    def __init__(self, target: str, surge: Surge, live: Live, clock: Clock, watch_s: float = WATCH_S) -> None:
+    def __init__(self, star: StarReader, surge: Surge, live: Live, clock: Clock, watch_s: float = WATCH_S) -> None:
         self._watch_s = watch_s
-        self._stub = reader_pb2_grpc.EngagementReaderStub(grpc.insecure_channel(target))
-        self._surge, self._live, self._clock = surge, live, clock
+        self._star, self._surge, self._live, self._clock = star, surge, live, clock
         self._stopping = threading.Event()
         self.lags_s: list[float] = []
-        self.position = Position(0, {})
+        self._position = Position(0, {})
         self._visible_events = 0
-        self.error: BaseException | None = None
+        self._error: grpc.RpcError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="debut-watcher")
 
     def start(self) -> None:
@@ -138,22 +130,21 @@ class Watcher:
         self._stopping.set()
         self._thread.join(30)
 
-    def look(self) -> reader_pb2.GetCountsResponse:
-        response: reader_pb2.GetCountsResponse = self._stub.GetCounts(
-            reader_pb2.GetCountsRequest(entity=STAR, metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=10
-        )
-        self.position = decode_position(response.freshness.position)
-        self._live.counted = response.values[0]
-        return response
+    def seen(self) -> Position:
+        """How far the answers reached at the last look. Raises DebutFailed when it can look no more."""
+        if self._error is not None:
+            raise DebutFailed(f"the star could not be read: {self._error.details()}") from self._error
+        return self._position
 
     def _run(self) -> None:
         shown_at, shown = self._clock.monotonic_s(), (0, 0)
         try:
             while not self._stopping.wait(self._watch_s):
-                self.look()
+                self._position = self._star.look()
+                self._live.counted = self._star.followers
                 now = self._clock.monotonic_s()
                 calls = self._surge.acknowledged
-                while calls and self.position.covers(calls[0].position):
+                while calls and self._position.covers(calls[0].position):
                     call = calls.popleft()
                     self._visible_events += call.events
                     self.lags_s.append(now - call.at_s)
@@ -162,51 +153,46 @@ class Watcher:
                     self._live.accepted_per_s = (acknowledged - shown[0]) / (now - shown_at)
                     self._live.visible_per_s = (self._visible_events - shown[1]) / (now - shown_at)
                     self._live.lag_ms = (now - calls[0].at_s if calls else self.lags_s[-1] if self.lags_s else 0.0) * 1e3
-                    self._live.sent, self._live.acknowledged = self._surge.events_sent, acknowledged
+                    self._live.acknowledged = acknowledged
                     shown_at, shown = now, (acknowledged, self._visible_events)
         except grpc.RpcError as error:
-            self.error = error
+            self._error = error
 
 
 def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: Live, clock: Clock) -> dict[str, Any]:
     """Runs a debut on a new data folder. Returns what `watertower debut --json` prints. Raises DebutFailed, grpc.RpcError."""
     live.phase = "starting ingest, projector and query as processes"
-    with (data.parent / "service.log").open("wb") as log:
-        service = Service(data, log)
-        readers: Readers | None = None
-        try:
-            base_us = clock.now_us() - int((plan.preset.seconds + BACK_S) * 1e6)
-            surge = Surge(service.write, plan, base_us, speed, clock)
-            watcher = Watcher(service.read, surge, live, clock)
-            seeded = seed_profiles(service.write, PROFILES, base_us)
-            _until_visible(watcher, seeded, clock)
+    with contextlib.ExitStack() as opened:
+        service = Service(data, opened.enter_context((data.parent / "service.log").open("wb")))
+        opened.callback(service.stop)
+        base_us = clock.now_us() - int((plan.preset.seconds + BACK_S) * 1e6)
+        surge = opened.enter_context(contextlib.closing(Surge(service.write, plan, base_us, speed, clock)))
+        star = opened.enter_context(contextlib.closing(StarReader(service.read)))
+        watcher = Watcher(star, surge, live, clock)
+        until_visible(star.look, seed_profiles(service.write, PROFILES, base_us), clock)
 
-            live.phase = f"reading {reads_per_s:.0f} times a second, before the surge"
-            readers = Readers(service.read, reads_per_s, plan.seed, live)
-            readers.phase("warm")
-            clock.sleep(1.0)
-            readers.phase("idle")
-            clock.sleep(IDLE_S)
-            live.read_before = dict(live.read_now)
+        live.phase = f"reading {reads_per_s:.0f} times a second, before the surge"
+        readers = Readers(service.read, reads_per_s, plan.seed, live)
+        opened.callback(readers.kill)
+        readers.phase("warm")
+        clock.sleep(1.0)
+        readers.phase("idle")
+        clock.sleep(IDLE_S)
+        live.read_before = dict(live.read_now)
 
-            live.phase = "the surge"
-            readers.phase("surge")
-            watcher.start()
-            surge.run()
-            live.phase = "everything is acknowledged; the projector catches up"
-            everything = Position(surge.generation, surge.positions)
-            _until_visible(watcher, everything, clock, watching=True)
-            visible_s = clock.monotonic_s() - surge.started_s
-            watcher.stop()
-            readers.phase("after")
-            reads = readers.result()
-            final = watcher.look()
-            likes = _count(service.read, POST, common_pb2.METRIC_LIKES)
-            resident = {role: _resident_mb(pid) for role, pid in service.pids.items()}
-        finally:
-            if readers is not None:
-                readers.kill()
-            service.stop()
+        live.phase = "the surge"
+        readers.phase("surge")
+        watcher.start()
+        opened.callback(watcher.stop)
+        surge.run()
+        live.phase = "everything is acknowledged; the projector catches up"
+        until_visible(watcher.seen, surge.position, clock)
+        visible_s = clock.monotonic_s() - surge.started_s
+        watcher.stop()
+        readers.phase("after")
+        reads = readers.result()
+        followers, likes = star.count(STAR, common_pb2.METRIC_FOLLOWERS), star.count(POST, common_pb2.METRIC_LIKES)
+        resident = {role: _resident_mb(pid) for role, pid in service.pids.items()}
 
     live.phase = "recounting: every press once more, and every edge in the store"
     expected = recount(plan)
@@ -214,9 +200,9 @@ def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: L
     accepted_s = surge.ended_s - surge.started_s
     idle, busy = reads["idle"], reads["surge"]
     return {
-        "exact": final.values[0] == expected.followers == edges[0] and likes == expected.likes == edges[1],
+        "exact": followers == expected.followers == edges[0] and likes == expected.likes == edges[1],
         "followers_expected": expected.followers,
-        "followers_counted": final.values[0],
+        "followers_counted": followers,
         "followers_edges": edges[0],
         "likes_expected": expected.likes,
         "likes_counted": likes,
@@ -245,24 +231,6 @@ def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: L
         "resident_mb": resident,
         "seed": plan.seed,
     }
-
-
-def _until_visible(watcher: Watcher, wanted: Position, clock: Clock, *, watching: bool = False) -> None:
-    deadline = clock.monotonic_s() + _VISIBLE_TIMEOUT_S
-    while not watcher.position.covers(wanted):
-        if clock.monotonic_s() > deadline:
-            raise DebutFailed("what was acknowledged did not become visible in time")
-        if watcher.error is not None:
-            raise DebutFailed(f"the star could not be read: {watcher.error}")
-        if not watching:
-            watcher.look()
-        clock.sleep(WATCH_S)
-
-
-def _count(target: str, entity: str, metric: common_pb2.Metric) -> int:
-    stub = reader_pb2_grpc.EngagementReaderStub(grpc.insecure_channel(target))
-    response: reader_pb2.GetCountsResponse = stub.GetCounts(reader_pb2.GetCountsRequest(entity=entity, metrics=[metric]), timeout=10)
-    return response.values[0]
 
 
 def _recount_edges(data: Path) -> tuple[int, int]:

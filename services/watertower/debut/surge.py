@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import grpc
 
+from watertower.cli.connection import RETRYABLE
 from watertower.core.backoff import full_jitter
 from watertower.core.positions import Position, decode_position
 from watertower.debut.plan import CALL_EVENTS, REPEATED_CALLS, Plan, Press
@@ -19,12 +20,6 @@ from watertower.v1 import common_pb2, writer_pb2, writer_pb2_grpc
 CALLS_ON_THEIR_WAY = 8
 CALL_TIMEOUT_S = 30.0
 _RETRY_BASE_S, _RETRY_CAP_S = 0.05, 2.0
-_REPEATED = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,  # by a server that stops, of a call that it has received and not begun
-)
 _PACE_S = 0.02
 """At a fixed speed, seconds of presses that go into one call at most."""
 
@@ -49,9 +44,8 @@ class Surge:
         self._failed: deque[tuple[writer_pb2.RecordEventsRequest, int]] = deque()  # request, attempts before
         self._refusal: grpc.RpcError | None = None
         self.acknowledged: deque[Acknowledged] = deque()
-        self.positions: dict[int, int] = {}  # per partition the newest acknowledged offset
-        self.generation = 1
-        self.events_sent = self.events_acknowledged = self.calls = self.retried = 0
+        self.position = Position(1, {})  # of everything that is acknowledged
+        self.events_acknowledged = self.calls = self.retried = 0
         self.started_s = self.ended_s = 0.0
 
     def run(self) -> None:
@@ -61,7 +55,6 @@ class Surge:
             for _ in range(2 if self._rng.random() < REPEATED_CALLS else 1):
                 self._repeat_failed()
                 self._send(request, 0)
-                self.events_sent += len(request.events)
                 self.calls += 1
         while True:
             for _ in range(CALLS_ON_THEIR_WAY):
@@ -75,6 +68,7 @@ class Surge:
         self.ended_s = self._clock.monotonic_s()
 
     def close(self) -> None:
+        """Ends the connection."""
         self._channel.close()
 
     def _send(self, request: writer_pb2.RecordEventsRequest, attempt: int) -> None:
@@ -97,14 +91,12 @@ class Surge:
         try:
             position = decode_position(call.result().write_token)
         except grpc.RpcError as error:
-            if error.code() in _REPEATED:
+            if error.code() in RETRYABLE:
                 self._failed.append((request, attempt))
             else:
                 self._refusal = error
         else:
-            self.generation = position.generation
-            for partition, offset in position.offsets.items():
-                self.positions[partition] = max(offset, self.positions.get(partition, -1))
+            self.position = self.position.merged(position)
             self.events_acknowledged += len(request.events)
             self.acknowledged.append(Acknowledged(self._clock.monotonic_s(), len(request.events), position))
         finally:
@@ -137,6 +129,7 @@ def _request(presses: list[Press], base_us: int) -> writer_pb2.RecordEventsReque
             subject=subject,
             state=common_pb2.STATE_ACTIVE if active else common_pb2.STATE_REMOVED,
         )
+        # By hand: FromMicroseconds takes 150 ns more, a tenth of the event, on the cores that the surge is measured on.
         seconds, micros = divmod(base_us + at, 1_000_000)
         event.occurred_at.seconds = seconds
         event.occurred_at.nanos = micros * 1_000
@@ -145,18 +138,15 @@ def _request(presses: list[Press], base_us: int) -> writer_pb2.RecordEventsReque
 
 def seed_profiles(target: str, profiles: int, base_us: int) -> Position:
     """Gives every ordinary profile one to five followers, so that reads of them read something. Returns what to wait for."""
-    stub = writer_pb2_grpc.EngagementWriterStub(grpc.insecure_channel(target))
     presses = [
         Press(f"neighbour-{(profile * 7 + k) % profiles}", 1, f"profile-{profile}", True, k)
         for profile in range(profiles)
         for k in range(1 + profile % 5)
     ]
-    positions: dict[int, int] = {}
-    generation = 1
-    for start in range(0, len(presses), CALL_EVENTS):
-        response = stub.RecordEvents(_request(presses[start : start + CALL_EVENTS], base_us), timeout=CALL_TIMEOUT_S)
-        position = decode_position(response.write_token)
-        generation = position.generation
-        for partition, offset in position.offsets.items():
-            positions[partition] = max(offset, positions.get(partition, -1))
-    return Position(generation, positions)
+    seeded = Position(1, {})
+    with grpc.insecure_channel(target) as channel:
+        stub = writer_pb2_grpc.EngagementWriterStub(channel)
+        for start in range(0, len(presses), CALL_EVENTS):
+            response = stub.RecordEvents(_request(presses[start : start + CALL_EVENTS], base_us), timeout=CALL_TIMEOUT_S)
+            seeded = seeded.merged(decode_position(response.write_token))
+    return seeded
