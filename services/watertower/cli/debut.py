@@ -6,6 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from watertower.cli import output
+
+LOG_LINES_SHOWN = 5
+"""Last lines of the service's log in the message of a debut that failed: without --keep the log is gone by then."""
+
 
 def register(app: typer.Typer) -> None:
     app.command("debut")(debut)
@@ -19,19 +24,23 @@ def debut(
     speed: Annotated[float | None, typer.Option(min=0.1, help="Times the speed of the preset (default: as fast as it goes).")] = None,
     reads_per_s: Annotated[float, typer.Option(min=1, max=5_000, help="Reads a second, open loop, throughout.")] = 100.0,
     seed: Annotated[int | None, typer.Option(help="For the same presses again (default: random, printed).")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep the data folder here (default: a temporary one, removed).")] = None,
-    json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the data in KEEP/data, the log in KEEP/service.log (default: in a temporary folder, removed).")
+    ] = None,
+    json: output.Json = False,
 ) -> None:
     """A star joins and a million people press Follow at once: see it counted exactly while reads stay fast.
 
     A real service (separate processes, real gRPC, durable log), with 2 % duplicates, 1 % repeated calls, 5 % unfollows and likes on the
     first post mixed in, read throughout from another process, and recounted independently at the end. Exit code 0 when exact, 1 if not.
     """
-    import json as json_module
     import secrets
     import tempfile
 
+    import grpc
+
     from watertower.clock import SystemClock
+    from watertower.debut import DebutFailed
     from watertower.debut.plan import PRESETS, Plan
     from watertower.debut.run import Live, run
 
@@ -49,11 +58,14 @@ def debut(
         def start() -> dict[str, Any]:
             return run(plan, speed, reads_per_s, home / "data", live, SystemClock())
 
-        if json:
-            result = start()
-            typer.echo(json_module.dumps(result))
-        else:
-            result = _show(start, plan, live)
+        try:
+            result = start() if json else _show(start, plan, live)
+        except DebutFailed as error:
+            raise _failure(str(error), home) from error
+        except grpc.RpcError as error:
+            raise _failure(f"the service failed a call with {error.code().name}: {error.details()}", home) from error
+    if json:
+        output.print_json(result)
     raise typer.Exit(0 if result["exact"] and not result["read_errors"] else 1)
 
 
@@ -111,6 +123,16 @@ def _show(start: Callable[[], dict[str, Any]], plan: Any, live: Any) -> dict[str
     else:
         console.print("[bold red]NOT EXACT[/]: see the table above.")
     return result
+
+
+def _failure(message: str, home: Path) -> output.CommandFailed:
+    """What went wrong, with the end of what the service said."""
+    try:
+        lines = (home / "service.log").read_text("utf-8", "replace").splitlines()
+    except FileNotFoundError:  # it went wrong before
+        lines = []
+    said = "; the service's log ends with: " + " | ".join(lines[-LOG_LINES_SHOWN:]) if lines else ""
+    return output.CommandFailed(f"the debut ended early: {message}{said}")
 
 
 def _reads(summary: dict[str, Any]) -> str:

@@ -56,7 +56,8 @@ class Service:
             raise DebutFailed("the service has no output")
         line = self._process.stdout.readline()
         if not line:
-            raise DebutFailed(f"the service did not start (exit code {self._process.wait()}); its log says why")
+            self._process.stdout.close()
+            raise DebutFailed(f"the service did not start (exit code {self._process.wait()})")
         ready = json.loads(line)
         self.write, self.read = str(ready["write"]), str(ready["read"])
         self.pids: dict[str, int] = ready["pids"]
