@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 EXIT_REFUSED = 3
-"""Exit code of a process that refused to start or to go on: a restart cannot help."""
+"""Exit code of a process that refused to start or to go on (StartRefused, BackendRefused): a restart cannot help."""
 
 GC_THRESHOLDS = (100_000, 50, 50)
 """Container objects allocated before Python looks for cycles, and how often the older generations take part (default 700, 10, 10).
@@ -26,8 +26,7 @@ NOTIFY_VARIABLE = "WATERTOWER_NOTIFY_FD"
 class Role:
     """The process's side towards whoever started it."""
 
-    def __init__(self, name: str, niceness: int) -> None:
-        self.name = name
+    def __init__(self, niceness: int) -> None:
         self._stop_callbacks: list[Callable[[], object]] = []
         self.stopping = threading.Event()
         self._logger = structlog.get_logger("watertower.role")

@@ -8,7 +8,8 @@ import pytest
 
 from tests.cli.conftest import Watertower
 from watertower.cli import export, importer, output, reads
-from watertower.errors import BackendUnavailable, CallRefused, Reason, StartRefused
+from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, StartRefused
+from watertower.role import EXIT_REFUSED
 
 
 @pytest.mark.parametrize("arguments", [[], ["list"], ["export"]])
@@ -41,15 +42,18 @@ def test_bad_usage_is_one_line(watertower: Watertower, arguments: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("error", "text", "code"),
     [
-        (StartRefused("the folder is newer: upgrade"), "the folder is newer: upgrade"),
-        (CallRefused(Reason.QUEUE_FULL, retry_after_s=1), "the queue for the log is full"),
-        (BackendUnavailable("there is no store yet"), "there is no store yet; try again"),
-        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+        (StartRefused("the folder is newer: upgrade"), "the folder is newer: upgrade", EXIT_REFUSED),
+        (CallRefused(Reason.QUEUE_FULL, retry_after_s=1), "the queue for the log is full", 1),
+        (BackendUnavailable("there is no store yet"), "there is no store yet; try again", 1),
+        (BackendRefused("the store is damaged"), "the store is damaged", 1),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied", 1),
     ],
 )
-def test_expected_errors_are_one_line(watertower: Watertower, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+def test_expected_errors_are_one_line(
+    watertower: Watertower, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str, code: int
+) -> None:
     """Errors that the service is made to raise never show a traceback."""
 
     def fail(*arguments: object) -> None:
@@ -57,7 +61,7 @@ def test_expected_errors_are_one_line(watertower: Watertower, monkeypatch: pytes
 
     monkeypatch.setattr(export, "_export", fail)
     result = watertower("export", "counts")
-    assert result.code == 1
+    assert result.code == code
     assert text in result.err
     assert len(result.err.splitlines()) == 1
 

@@ -4,7 +4,7 @@ Tables for people, `--json` for machines. Results go to standard output; progres
 line that says what happened and what to do (with `--json`: one object), never a traceback. Exit codes:
 
     0    done                           1    not done, the error says why (`audit`: differences were found)
-    2    bad usage                      3    `import`: done, but rows were rejected; roles: refused to start
+    2    bad usage                      3    `import`: done, but rows were rejected; others: the data folder or a setting was refused
     130  interrupted
 """
 

@@ -42,6 +42,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 def explain(error: Exception) -> CommandFailed | None:
     """An expected error as one line for people; None for an unexpected one, whose traceback is worth having."""
     from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, StartRefused
+    from watertower.role import EXIT_REFUSED
 
     if isinstance(error, CommandFailed):
         return error
@@ -49,7 +50,9 @@ def explain(error: Exception) -> CommandFailed | None:
         said = error.format_message().rstrip(".")
         # Without a message, the help was printed instead: a command group was named without a command.
         return CommandFailed(f"{said} (see `watertower --help`)" if said else "", code=error.exit_code)
-    if isinstance(error, StartRefused | CallRefused | BackendRefused):
+    if isinstance(error, StartRefused):
+        return CommandFailed(str(error), code=EXIT_REFUSED)
+    if isinstance(error, CallRefused | BackendRefused):
         return CommandFailed(str(error))
     if isinstance(error, BackendUnavailable):
         return CommandFailed(f"{error}; try again")

@@ -1,40 +1,22 @@
 """`watertower serve`, its roles one by one, and `watertower config`."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from watertower.cli import output
+
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder (default: watertower-data).")]
 WritePort = Annotated[int | None, typer.Option("--write-port", help="Port of the writer (default 50051; 0 takes a free one).")]
 ReadPort = Annotated[int | None, typer.Option("--read-port", help="Port of the reader (default 50052; 0 takes a free one).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as NAME=VALUE; `watertower config` lists them. Repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON object per line.")]
 
 
 def register(app: typer.Typer) -> None:
     for name, command in (("serve", serve), ("ingest", ingest), ("projector", projector), ("query", query)):
-        app.command(name)(_refusing(command))
+        app.command(name)(command)
     app.command("config")(config)
-
-
-def _refusing(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the exit code that tells whoever starts it that a restart cannot help."""
-
-    @functools.wraps(command)
-    def refusing(*args: Any, **kwargs: Any) -> None:
-        from watertower.cli.output import CommandFailed
-        from watertower.errors import StartRefused
-        from watertower.role import EXIT_REFUSED
-
-        try:
-            command(*args, **kwargs)
-        except StartRefused as error:
-            raise CommandFailed(str(error), code=EXIT_REFUSED) from error
-
-    return refusing
 
 
 def _options(data: Path | None, write_port: int | None, read_port: int | None, assignments: list[str] | None) -> dict[str, Any]:
@@ -52,7 +34,7 @@ def _options(data: Path | None, write_port: int | None, read_port: int | None, a
     return options
 
 
-def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: Json = False) -> None:
+def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: output.Json = False) -> None:
     """Run the whole service on one data folder: ingest, projector and query as processes of this command.
 
     Ctrl-C or SIGTERM stops it: nothing more is accepted, what was accepted is applied, then it ends.
@@ -73,11 +55,9 @@ def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort =
         write, read = roles["ingest"]["address"], roles["query"]["address"]
         pids = {name: state["pid"] for name, state in roles.items()}
         if json:
-            import json as json_module
-
-            typer.echo(json_module.dumps({"event": "ready", "write": write, "read": read, "data": str(folder.path), "pids": pids}))
+            output.print_json({"event": "ready", "write": write, "read": read, "data": str(folder.path), "pids": pids})
         else:
-            typer.echo(f"watertower is ready: writes at {write}, reads at {read}, data in {folder.path}")
+            output.print_lines([f"watertower is ready: writes at {write}, reads at {read}, data in {folder.path}"])
 
     lock = folder.lock("serve")
     try:
@@ -109,7 +89,8 @@ def query(data: Data = None, read_port: ReadPort = None, set_: Set = None) -> No
 
 
 def _run(name: str, build: Any, options: dict[str, Any]) -> None:
-    """One role as this process: waits for what it needs, runs, exits with its code."""
+    """One role as this process: waits for what it needs, runs, exits with its code. What it refuses, at its start or later, is a line of
+    its log, for whoever reads only those, and the exit code that tells a supervisor that a restart cannot help."""
     import random
 
     import structlog
@@ -117,13 +98,13 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
     from watertower import config as settings_module
     from watertower import logs
     from watertower.core.backoff import full_jitter
-    from watertower.errors import BackendUnavailable, StartRefused
+    from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
     from watertower.role import EXIT_REFUSED, Role
 
     settings = settings_module.load(options)
     logs.configure(settings.service, name)
     niceness: int = {"ingest": settings.ingest, "projector": settings.projector, "query": settings.query}[name].nice  # type: ignore[attr-defined]
-    role = Role(name, niceness)
+    role = Role(niceness)
     attempt = 0
     code = 0
     while not role.stopping.is_set():
@@ -134,25 +115,24 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
             role.not_ready(f"waiting: {error}")
             role.stopping.wait(full_jitter(attempt, 0.05, 2.0, random.random()))  # noqa: S311 - jitter
             attempt += 1
-        except StartRefused as error:
+        except (StartRefused, BackendRefused) as error:
             structlog.get_logger("watertower.role").error("refused", reason=str(error))
             raise typer.Exit(EXIT_REFUSED) from error
     raise typer.Exit(code)
 
 
-def config(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: Json = False) -> None:
+def config(
+    data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: output.Json = False
+) -> None:
     """Print every setting with its effective value and where it came from."""
     from watertower import config as settings_module
-    from watertower.cli.output import print_table
 
     options = _options(data, write_port, read_port, set_)
     rows = settings_module.effective(settings_module.load(options), options)
     if json:
-        import json as json_module
-
-        typer.echo(json_module.dumps({row.name: {"value": str(row.value), "source": row.source} for row in rows}, indent=2))
+        output.print_json({row.name: {"value": str(row.value), "source": row.source} for row in rows})
         return
-    print_table(
+    output.print_table(
         ("setting", "value", "from", "meaning"),
         [(row.name, str(row.value), row.source, row.description) for row in rows],
         whole=("setting", "from"),

@@ -4,10 +4,9 @@ import structlog
 
 from watertower.config import ServiceSettings
 from watertower.datafolder import Lock
-from watertower.errors import BackendRefused
 from watertower.ports import Clock, LogReader, Store
 from watertower.projector.projector import Projector
-from watertower.role import EXIT_REFUSED, Role
+from watertower.role import Role
 
 _REPORT_S = 10.0
 """Seconds between two log lines that say how much was applied."""
@@ -22,16 +21,16 @@ class ProjectorProcess:
         self._logger = structlog.get_logger("watertower.projector")
 
     def run(self, role: Role) -> int:
-        """Applies until told to stop, then what the log still holds, as far as the grace goes. Returns the exit code."""
+        """Applies until told to stop, then what the log still holds, as far as the grace goes. Returns the exit code.
+
+        Raises StartRefused, BackendRefused, BackendUnavailable.
+        """
         try:
             self._projector.start()
             role.ready()
             self._loop(role)
             self._drain()
             self._projector.close()
-        except BackendRefused as error:
-            self._logger.error("projector_refused", error=str(error))
-            return EXIT_REFUSED
         finally:
             self._store.close()
             self._log.close()
