@@ -28,6 +28,7 @@ from watertower.audit import (
 from watertower.core.model import Kind, ListChange, Metric, Shard
 from watertower.core.sharding import partition_of
 from watertower.datafolder import open_or_create
+from watertower.role import EXIT_REFUSED
 
 T = 1_700_000_000_000_000
 EVENTS = [
@@ -259,7 +260,7 @@ def test_the_command_on_a_folder_with_differences(tmp_path: Path, watertower: Wa
 def test_a_folder_that_is_none(tmp_path: Path, watertower: Watertower) -> None:
     """A path without a data folder is one line that names it, not an empty audit."""
     result = watertower("audit", "--data", tmp_path / "none")
-    assert result.code == 1
+    assert result.code == EXIT_REFUSED  # 1 would say that differences were found
     assert str(tmp_path / "none") in result.err
     assert len(result.err.splitlines()) == 1
 
