@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from watertower.core.model import KINDS, Kind, Metric
 from watertower.core.positions import Position, encode_position
-from watertower.v1 import reader_pb2, reader_pb2_grpc, writer_pb2, writer_pb2_grpc
+from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2, writer_pb2_grpc
 
 
 class Event(NamedTuple):
@@ -51,6 +51,7 @@ class FakeService(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Enga
         self.offset = 0
         self.generation = 1
         self.visible_lag_reads = 0
+        self.freshnesses: list[common_pb2.Freshness] = []  # of the next answers, instead of what it knows
         self.reads: list[Any] = []
         self.lock = threading.Lock()
 
@@ -143,6 +144,9 @@ class FakeService(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Enga
             _refuse(context, refusal)
 
     def _freshness(self, freshness: Any) -> None:
+        if self.freshnesses:
+            freshness.CopyFrom(self.freshnesses.pop(0))
+            return
         freshness.as_of.FromMicroseconds(1_700_000_000_000_000)
         offset = self.offset
         if self.visible_lag_reads > 0:

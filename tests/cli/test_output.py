@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.cli.conftest import Watertower
-from watertower.cli import export, importer, output, reads
+from watertower.cli import export, importer, output
 from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, StartRefused
 from watertower.role import EXIT_REFUSED
 
@@ -100,11 +100,3 @@ def test_times_are_rfc_3339() -> None:
     """Microseconds are kept, before 1970 too."""
     assert output.time_text(1_767_323_045_000_006) == "2026-01-02T03:04:05.000006Z"
     assert output.time_text(-1) == "1969-12-31T23:59:59.999999Z"
-
-
-def test_limits_fit_the_service() -> None:
-    """A call of the command line is never larger than the service takes."""
-    from watertower.validation import ENTITIES_MAX, PAGE_SIZE_MAX, SUBJECTS_MAX
-
-    assert min(ENTITIES_MAX, SUBJECTS_MAX) >= reads.ENTITIES_PER_CALL_MAX
-    assert PAGE_SIZE_MAX >= reads.PAGE_SIZE_MAX

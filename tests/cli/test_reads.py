@@ -13,6 +13,7 @@ from tests.cli.conftest import Watertower
 from tests.cli.fakes import Event, FakeService, Refusal
 from watertower.cli import connection
 from watertower.cli.connection import CallFailed, RetryPolicy
+from watertower.core.positions import Position, decode_position, encode_position
 from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc
 
 T = 1_767_323_045_000_006
@@ -65,6 +66,37 @@ def test_counts_of_many(client: Watertower, service: FakeService) -> None:
     result = client("counts", "--json", "--metric", "following", *(f"fan{n:04}" for n in range(1_001)))
     assert [len(request.entities) for request in service.reads] == [1_000, 1]
     assert [row["following"] for row in result.json["entities"]] == [1] * 1_001
+
+
+def freshness(as_of: int | None, offsets: dict[int, int], stale: bool = False) -> common_pb2.Freshness:
+    message = common_pb2.Freshness(position=encode_position(Position(1, offsets)), stale=stale)
+    if as_of is not None:
+        message.as_of.FromMicroseconds(as_of)
+    return message
+
+
+def test_the_freshness_of_several_answers_holds_for_each(client: Watertower, service: FakeService) -> None:
+    """The earlier as_of, and per partition the earlier offset: neither answer's position may be the smaller one everywhere."""
+    service.freshnesses = [freshness(T + 1, {0: 5, 1: 9, 2: 4}), freshness(T, {0: 7, 1: 8}, stale=True)]
+    found = client("counts", "--json", *(f"fan{n:04}" for n in range(1_001))).json["freshness"]
+    assert decode_position(bytes.fromhex(found["position"])) == Position(1, {0: 5, 1: 8})
+    assert (found["as_of"], found["stale"]) == ("2026-01-02T03:04:05.000006Z", True)
+
+
+@pytest.mark.parametrize("command", [("counts", "ann"), ("edges", "ann", "star")])
+def test_freshness_that_is_not_known(client: Watertower, service: FakeService, command: tuple[str, ...]) -> None:
+    """A service that cannot say how old its answer is does not make it one of 1970."""
+    service.freshnesses = [freshness(None, {}, stale=True)]
+    assert client(*command).out.splitlines()[-1] == "as of: unknown (stale: the service is behind)"
+    service.freshnesses = [freshness(None, {}, stale=True)]
+    assert client(*command, "--json").json["freshness"]["as_of"] is None
+
+
+def test_freshness_is_unknown_where_one_answer_does_not_say(client: Watertower, service: FakeService) -> None:
+    """Several answers are as of a moment only if each is."""
+    for known, unknown in ((0, 1), (1, 0)):
+        service.freshnesses = [freshness(T if i == known else None, {}, stale=i == unknown) for i in range(2)]
+        assert client("counts", "--json", *(f"fan{n:04}" for n in range(1_001))).json["freshness"]["as_of"] is None
 
 
 def test_markup_in_an_id_is_text(client: Watertower) -> None:

@@ -66,6 +66,17 @@ def test_merged_is_the_least_that_covers_both(one: Position, two: Position) -> N
     assert one.merged(two._replace(generation=one.generation + 1)).generation == one.generation + 1
 
 
+@given(POSITIONS, POSITIONS)
+def test_common_is_the_most_that_both_cover(one: Position, two: Position) -> None:
+    """Per partition the earlier offset; nothing across generations."""
+    assert one.common(two._replace(generation=one.generation + 1)).offsets == {}
+    two = two._replace(generation=one.generation)
+    common = one.common(two)
+    assert one.covers(common)
+    assert two.covers(common)
+    assert all(common.offsets.get(p, -1) == min(one.offsets.get(p, -1), two.offsets.get(p, -1)) for p in one.offsets | two.offsets)
+
+
 def test_write_timestamps_order_as_the_protocol_needs() -> None:
     """A delete beats the value of its own offset and loses to the next; wall clocks lose; a new generation beats the old."""
     assert write_timestamp(1, 7) < write_timestamp(1, 7, delete=True) < write_timestamp(1, 8)

@@ -10,12 +10,10 @@ import typer
 from watertower.cli import output
 from watertower.cli.options import DEFAULT_READ_TARGET, KindOption, MetricsOption, ReadTarget
 from watertower.core.model import Kind, Metric
+from watertower.validation import ENTITIES_MAX, PAGE_SIZE_MAX, SUBJECTS_MAX
 
 if TYPE_CHECKING:
     from watertower.v1.common_pb2 import Freshness
-
-ENTITIES_PER_CALL_MAX = 1_000
-PAGE_SIZE_MAX = 1_000
 
 Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Who or what was acted on.")]
 Actor = Annotated[str, typer.Argument(metavar="ACTOR", help="Who acts.")]
@@ -46,8 +44,8 @@ def counts(
     rows: list[tuple[str, bool, list[int]]] = []
     freshness: Freshness | None = None
     with _reader(read_target) as call:
-        for at in range(0, len(ids), ENTITIES_PER_CALL_MAX):
-            some = ids[at : at + ENTITIES_PER_CALL_MAX]
+        for at in range(0, len(ids), ENTITIES_MAX):
+            some = ids[at : at + ENTITIES_MAX]
             answer = call("BatchGetCounts", reader_pb2.BatchGetCountsRequest(entities=some, metrics=[f"METRIC_{m.name}" for m in metrics]))
             unknown = {exception.index for exception in answer.exceptions if not exception.known}
             rows += [(entity, i not in unknown, list(c.values)) for i, (entity, c) in enumerate(zip(some, answer.counts, strict=True))]
@@ -77,8 +75,8 @@ def edges(
     rows: list[tuple[str, bool]] = []
     freshness: Freshness | None = None
     with _reader(read_target) as call:
-        for at in range(0, len(subjects), ENTITIES_PER_CALL_MAX):
-            some = subjects[at : at + ENTITIES_PER_CALL_MAX]
+        for at in range(0, len(subjects), SUBJECTS_MAX):
+            some = subjects[at : at + SUBJECTS_MAX]
             answer = call("CheckEdges", reader_pb2.CheckEdgesRequest(actor=actor, kind=f"KIND_{kind.name}", subjects=some))
             rows += zip(some, answer.active, strict=True)
             freshness = _older(freshness, answer.freshness)
@@ -171,19 +169,23 @@ def _list(page: Callable[[int, str], Any], other: str, limit: int | None, page_s
 
 def _older(one: "Freshness | None", other: "Freshness") -> "Freshness":
     """The freshness that holds for both of two answers."""
+    from watertower.core.positions import decode_position, encode_position
+    from watertower.v1.common_pb2 import Freshness
+
     if one is None:
         return other
-    older = one if one.as_of.ToMicroseconds() <= other.as_of.ToMicroseconds() else other
-    if one.stale or other.stale:
-        older.stale = True
-    return older
+    position = decode_position(one.position).common(decode_position(other.position))
+    both = Freshness(position=encode_position(position), stale=one.stale or other.stale)
+    if one.HasField("as_of") and other.HasField("as_of"):
+        both.as_of.FromMicroseconds(min(one.as_of.ToMicroseconds(), other.as_of.ToMicroseconds()))
+    return both
 
 
 def _freshness(freshness: "Freshness | None") -> dict[str, Any]:
     if freshness is None:
         return {}
     return {
-        "as_of": output.time_text(freshness.as_of.ToMicroseconds()),
+        "as_of": output.time_text(freshness.as_of.ToMicroseconds()) if freshness.HasField("as_of") else None,
         "position": freshness.position.hex(),
         "stale": freshness.stale,
     }
@@ -192,4 +194,5 @@ def _freshness(freshness: "Freshness | None") -> dict[str, Any]:
 def _print_freshness(freshness: "Freshness | None") -> None:
     if freshness is not None:
         stale = " (stale: the service is behind)" if freshness.stale else ""
-        output.print_lines([f"as of {output.time_text(freshness.as_of.ToMicroseconds())}{stale}"])
+        as_of = f"as of {output.time_text(freshness.as_of.ToMicroseconds())}" if freshness.HasField("as_of") else "as of: unknown"
+        output.print_lines([f"{as_of}{stale}"])

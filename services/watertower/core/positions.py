@@ -38,6 +38,12 @@ class Position(NamedTuple):
             offsets[partition] = max(offset, offsets.get(partition, -1))
         return Position(other.generation, offsets)
 
+    def common(self, other: "Position") -> "Position":
+        """What is included in both. Across generations: nothing."""
+        if self.generation != other.generation:
+            return Position(other.generation, {})
+        return Position(self.generation, {p: min(o, other.offsets[p]) for p, o in self.offsets.items() if p in other.offsets})
+
 
 class MalformedToken(ValueError):
     """The bytes are not a token of this service."""
