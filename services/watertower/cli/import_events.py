@@ -67,15 +67,11 @@ class EventMaker(NamedTuple):
 
     kind: Kind
     active: bool
-    mutual: bool  # each row is two edges, each way
+    events_per_row: int  # 1; or 2, of a mutual edge: one each way
     has_time: bool
     time_unit: str
     base_time: int  # microseconds, for rows without a time
     latest_us: int  # rows may not be later
-
-    @property
-    def events_per_row(self) -> int:
-        return 2 if self.mutual else 1
 
     def batches(self, rows: Iterator[Row]) -> Iterator[Batch]:
         """Consecutive rows, at most EVENTS_MAX events and about BATCH_BYTES_MAX bytes each."""
@@ -98,7 +94,7 @@ class EventMaker(NamedTuple):
                     reason, moment = self._moment(time)
                 if not reason:
                     add(actor=actor, kind=kind, subject=subject, ref=ref, state=state, occurred_at=moment)
-                    if self.mutual:
+                    if self.events_per_row == 2:
                         add(actor=subject, kind=kind, subject=actor, ref=ref, state=state, occurred_at=moment)
                     good.append((line, raw))
             if reason:

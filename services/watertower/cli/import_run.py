@@ -61,6 +61,11 @@ class Request(NamedTuple):
     write_target: str
     read_target: str
 
+    @property
+    def events_per_row(self) -> int:
+        """A mutual edge is two events, one each way."""
+        return 2 if self.mutual else 1
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides which events the rows become, and where they and the rejects go."""
         return {
@@ -116,7 +121,7 @@ class ImportRun:
             maker = EventMaker(
                 kind=request.kind,
                 active=request.active,
-                mutual=request.mutual,
+                events_per_row=request.events_per_row,
                 has_time=request.columns.time is not None,
                 time_unit=request.time_unit,
                 base_time=before.base_time,
@@ -199,15 +204,13 @@ class ImportRun:
                     raise
                 refused += [Reject(line, broken[i], raw) for i, (line, raw) in enumerate(rows) if i in broken]
                 rows = [row for i, row in enumerate(rows) if i not in broken]
-                per_row = 2 if self._request.mutual else 1
-                kept = [event for i, event in enumerate(events.events) if i // per_row not in broken]
+                kept = [event for i, event in enumerate(events.events) if i // self._request.events_per_row not in broken]
                 events = writer_pb2.RecordEventsRequest(events=kept)
         return _Sent(0, refused, b"")
 
     def _refused_rows(self, failure: CallFailed) -> dict[int, str]:
         """Why the service refused which rows of a call; empty when it refused the call as a whole."""
         broken: dict[int, str] = {}
-        per_row = 2 if self._request.mutual else 1
         for field, rule in failure.violations:
             match = _EVENT_FIELD.fullmatch(field)
             if match is None:
@@ -217,7 +220,7 @@ class ImportRun:
                 raise CommandFailed(
                     f"the service refuses the time of this import: occurred_at {rule}; set the clock, or give --at"
                 ) from failure
-            broken.setdefault(int(match[1]) // per_row, f"{match[2]} {rule}".strip())
+            broken.setdefault(int(match[1]) // self._request.events_per_row, f"{match[2]} {rule}".strip())
         return broken
 
     def _settle_oldest(self, in_flight: "deque[tuple[Batch, Future[_Sent]]]", rejects: RejectsFile) -> None:
