@@ -78,12 +78,12 @@ def _behaviour(
             return await _abort(context, error)
         except (BackendUnavailable, BackendRefused) as error:
             # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
-            log.warning("call.backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
+            log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
             return await _abort(context, CallRefused(unavailable, retry_after_s=retry_after_s))
         except grpc.aio.AbortError:
             raise
         except Exception:
-            log.exception("call.failed", method=name)
+            log.exception("call_failed", method=name)
             return await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
     return behaviour

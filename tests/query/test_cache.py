@@ -187,7 +187,7 @@ class RegistersLate(CountsCache):
 class IgnoresGaps(CountsCache):
     """A cache that trusts in every message arriving."""
 
-    def miss(self) -> None:
+    def gap(self) -> None:
         pass
 
 

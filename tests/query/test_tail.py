@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from tests.query.fakes import FakeClock, FakeStore
 from watertower.core.model import Metric
@@ -116,9 +117,11 @@ def test_a_gap_makes_every_entry_cold(t: Tail) -> None:
     for after, end in ((-1, 3), (3, 3), (3, 5), (2, 6), (6, 9)):
         list(t.tail.take(FeedMessage(0, after, end, t.clock.us, [], b"", [], [])))
     assert t.cache.epoch == epoch
-    list(t.tail.take(FeedMessage(0, 10, 12, t.clock.us, [], b"", [], [])))
+    with capture_logs() as lines:
+        list(t.tail.take(FeedMessage(0, 10, 12, t.clock.us, [], b"", [], [])))
     assert t.cache.epoch == epoch + 1
     assert t.offsets() == {0: 12}
+    assert lines == [{"event": "feed_gap", "log_level": "info", "partition": 0, "seen": 9, "after": 10}]
 
 
 def test_a_start_makes_what_was_loaded_before_cold(t: Tail) -> None:

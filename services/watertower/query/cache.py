@@ -155,6 +155,6 @@ class CountsCache:
                 held[entities[index]].merge((metrics[index], partition), values[index], offsets[index])
             yield
 
-    def miss(self) -> None:
-        """Says that messages were lost: no entry is served before it was loaded again."""
+    def gap(self) -> None:
+        """Says that messages of the feed were lost: no entry is served before it was loaded again."""
         self.epoch += 1

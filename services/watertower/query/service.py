@@ -206,7 +206,7 @@ class QueryService:
 
     def _tail_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
-            self._log.error("feed.failed", error=repr(error))
+            self._log.error("feed_failed", error=repr(error))
             self.failed.set_exception(error)
 
 

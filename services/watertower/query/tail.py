@@ -76,7 +76,7 @@ class FeedTail:
         progress = await asyncio.get_running_loop().run_in_executor(self._pool, self._begin)
         for partition, (end, _, appended_at) in progress.items():
             self._advance(partition, end, appended_at)
-        self._cache.miss()  # what was loaded before may be older than that
+        self._cache.gap()  # what was loaded before may be older than that
         self.started = True
 
     async def step(self) -> None:
@@ -93,19 +93,19 @@ class FeedTail:
                 await self.step()
             except BackendUnavailable as error:
                 if not failing:
-                    self._log.warning("feed.unavailable", error=str(error))
+                    self._log.warning("feed_unavailable", error=str(error))
                 failing = True
             else:
                 if failing:
-                    self._log.info("feed.available")
+                    self._log.info("feed_available")
                 failing = False
             await asyncio.sleep(interval_s)
 
     def take(self, message: FeedMessage) -> Iterator[None]:
         """Takes one message in; yields wherever reads may have their turn."""
         if message.after > self._ends[message.partition]:
-            self._log.debug("feed.gap", partition=message.partition, seen=self._ends[message.partition], after=message.after)
-            self._cache.miss()
+            self._log.info("feed_gap", partition=message.partition, seen=self._ends[message.partition], after=message.after)
+            self._cache.gap()
         yield from self._cache.apply(message)
         # Only now: an answer in between must not claim entries that it does not have yet.
         self._advance(message.partition, message.end, message.as_of)
