@@ -1,5 +1,6 @@
-"""The contracts between the processes and their back ends. What a docstring here says, every back end keeps and the contract suite
-(`watertower.testing.contract`) checks; what it does not say, nobody may rely on.
+"""The contracts between the processes and their back ends. What a docstring here says, every back end keeps and the contract suites
+(`contract_log`, `contract_store`, `contract_owners`, `contract_feed` in `watertower.testing`) check; what it does not say, nobody may
+rely on.
 
 Path of a follow: ingest -> LogWriter | LogReader -> projector -> Store, CountsFeed | StoreReader, FeedReader -> query.
 

@@ -86,17 +86,3 @@ class FeedContract:
             owner.store.close()
             owner = stores.owner()
         assert [one.end for one in feed.poll()] == list(range(6))
-
-    def test_what_is_held_back_and_abandoned_never_shows(self, stores: StoreHarness) -> None:
-        """An exclusive store shows a message with the sync of its flush or not at all; the next one takes its place."""
-        owner = stores.owner()
-        if not owner.store.exclusive:
-            return  # its messages show at once: readers compare positions
-        feed = stores.reader().feed
-        assert feed.poll() == []
-        owner.feed.publish([message(0, -1, 0, 111)])
-        assert feed.poll() == []
-        owner.store.abandon()
-        owner.feed.publish([message(0, -1, 0, 222)])
-        owner.store.sync()
-        assert [plain(found) for found in feed.poll()] == [message(0, -1, 0, 222)]

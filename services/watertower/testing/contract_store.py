@@ -1,5 +1,5 @@
-"""What ports.Store, StoreReader and StoreScanner promise, as tests. A back end subclasses StoreContract (and FeedContract of
-contract_feed.py) and says how its handles are opened."""
+"""What ports.Store, StoreReader and StoreScanner promise, as tests. A back end subclasses StoreContract, FeedContract of
+contract_feed.py and, of contract_owners.py, the contract for its number of owners, and says how its handles are opened."""
 
 import random
 import threading
@@ -11,7 +11,6 @@ import pytest
 from watertower.core import buckets
 from watertower.core.fold import fold, touched
 from watertower.core.model import Edge, Kind, ListChange, Metric, Progress, Record, Shard
-from watertower.errors import StartRefused
 from watertower.ports import CountsFeed, FeedReader, ListCursor, Store, StoreIdentity, StoreReader, StoreScanner
 from watertower.testing.replay import STEPS, Event, apply, at_ends, expected_rows, random_log, record, rows_of, write
 
@@ -255,23 +254,13 @@ class StoreContract:
         assert stores.reader().store.read_progress() == expected_rows(log).progress
         assert stores.owner().store.read_progress() == expected_rows(log).progress
 
-    def test_what_an_exclusive_store_abandons_never_shows(self, stores: StoreHarness) -> None:
-        """Held back and abandoned, rows are not written by a later sync. (Any other store may have written them at once.)"""
-        owner = stores.owner()
-        if not owner.store.exclusive:
-            return
-        apply(*owner, [record(0, 0, [("a", Kind.FOLLOW, "s", "", True, 5)])], sync=False)
-        owner.store.abandon()
-        owner.store.sync()
-        assert rows_of(stores.scanner()) == expected_rows([])
-
     @pytest.mark.parametrize("synced", [True, False])
     @pytest.mark.parametrize("steps", range(len(STEPS) + 1))
     def test_a_flush_that_broke_off_is_made_up_for(
         self, stores: StoreHarness, monkeypatch: pytest.MonkeyPatch, steps: int, synced: bool
     ) -> None:
         """An owner dies after any step, that step durable or not: the replay, with other boundaries, ends in the same rows."""
-        _small_buckets(monkeypatch)
+        small_buckets(monkeypatch)
         log = random_log(steps, PARTITIONS, 16)
         owner = stores.owner()
         apply(*owner, log[:5])
@@ -279,7 +268,7 @@ class StoreContract:
         owner.store.abandon()
         owner.store.close()
         owner = stores.owner()
-        for part in _unapplied(owner.store, log, [9, 3, 4]):
+        for part in unapplied(owner.store, log, [9, 3, 4]):
             apply(*owner, part)
         assert at_ends(rows_of(stores.scanner())) == at_ends(expected_rows(log))
 
@@ -288,11 +277,11 @@ class StoreContract:
         self, stores: StoreHarness, monkeypatch: pytest.MonkeyPatch, seed: int
     ) -> None:
         """Random flushes, abandoned or broken off at random: rows, buckets and crossings are those of the log."""
-        _small_buckets(monkeypatch)
+        small_buckets(monkeypatch)
         rng = random.Random(seed)
         log = random_log(100 + seed, PARTITIONS, 40)
         owner = stores.owner()
-        while parts := _unapplied(owner.store, log, [rng.randint(1, 6)]):
+        while parts := unapplied(owner.store, log, [rng.randint(1, 6)]):
             fate = rng.random()
             apply(*owner, parts[0], rng.randint(0, len(STEPS)) if fate < 0.4 else len(STEPS), sync=fate > 0.2)
             if fate < 0.4:
@@ -301,27 +290,6 @@ class StoreContract:
                 owner.store.close()
                 owner = stores.owner()
         assert at_ends(rows_of(stores.scanner())) == at_ends(expected_rows(log))
-
-    def test_a_former_owner_does_no_harm(self, stores: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An exclusive store refuses a second owner; with any other, what a former owner writes late, in any order, loses."""
-        _small_buckets(monkeypatch)
-        log = random_log(11, PARTITIONS, 30)
-        former = stores.owner()
-        if former.store.exclusive:
-            with pytest.raises(StartRefused, match="in use"):
-                stores.owner()
-            return
-        apply(*former, log[:8])
-        keys = touched(log[8:16])
-        late = fold(log[8:16], former.store.read_edges(keys.edges), former.store.read_shards(keys.shards))
-        owner = stores.owner()
-        for part in _unapplied(owner.store, log, [3, 7, 30]):
-            apply(*owner, part)
-        before = rows_of(stores.scanner())
-        for steps in ([0, 1, 2], [2, 1, 0], [1], [0]):
-            write(*former, late, steps)
-            assert rows_of(stores.scanner()) == before
-        assert at_ends(before) == at_ends(expected_rows(log))
 
     # --- several at once
 
@@ -377,13 +345,13 @@ class StoreContract:
             closing.close()
 
 
-def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets that a short log fills."""
     monkeypatch.setattr(buckets, "SHARED_GAINED_MAX", 1)
     monkeypatch.setattr(buckets, "BUCKET_GAINED_MAX", 2)
 
 
-def _unapplied(store: Store, log: Sequence[Record], sizes: Sequence[int]) -> list[list[Record]]:
+def unapplied(store: Store, log: Sequence[Record], sizes: Sequence[int]) -> list[list[Record]]:
     """The records after the store's progress, in parts of these sizes (the last size again and again)."""
     ends = {partition: row.end for partition, row in store.read_progress().items()}
     rest = [one for one in log if one.offset > ends.get(one.partition, -1)]
