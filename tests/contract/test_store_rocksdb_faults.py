@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract.rocksdb_owner import PER_FLUSH, REMOVED, events, followers
 from tests.contract.store_harnesses import open_reader, open_scanner, open_store, owner_process, reported
+from tests.needs import skip_or_fail
 from watertower.backends.rocksdb import RocksDbStore
 from watertower.core.model import Kind, Metric
 from watertower.errors import BackendUnavailable
@@ -71,7 +72,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
     if mount.returncode != 0:
-        pytest.skip(f"needs to mount a small file system: {mount.stderr.strip()}")
+        skip_or_fail(f"needs to mount a small file system: {mount.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 

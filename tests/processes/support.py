@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import random
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
-import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from watertower import bootstrap
@@ -46,13 +44,6 @@ _CHANNEL = (
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
 )
-
-
-def skip_or_fail(reason: str) -> None:
-    """Skips the test, or fails it where everything that tests need is required to be there."""
-    if os.environ.get("WATERTOWER_REQUIRE_ENGINES") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 # --- the command line

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes.support import QUICK, Writers, assert_store_equals, read_counts, reading, skip_or_fail, wait_visible
+from tests.needs import skip_or_fail
+from tests.processes.support import QUICK, Writers, assert_store_equals, read_counts, reading, wait_visible
 from watertower.testing.service import ROLES, Service, wait_until
 
 DISK_BYTES = 64 * 2**20

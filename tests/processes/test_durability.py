@@ -1,6 +1,5 @@
 """Durable means synced: the system calls of a process that appends, as the kernel saw them."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -8,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.needs import skip_or_fail
 
 APPENDS = 25  # of each thread
 
@@ -46,15 +47,9 @@ def trace(folder: Path, mode: str, threads: int) -> list[str]:
     arguments = [str(folder), mode, str(threads), str(APPENDS)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
     if "PTRACE" in done.stderr:
-        _missing(done.stderr.strip())
+        skip_or_fail(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     return output.read_text().splitlines()
-
-
-def _missing(reason: str) -> None:
-    if os.environ.get("WATERTOWER_REQUIRE_ENGINES") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def unsynced(calls: list[str]) -> tuple[int, list[str]]:
@@ -86,7 +81,7 @@ def unsynced(calls: list[str]) -> tuple[int, list[str]]:
 def strace() -> None:
     """Skips where there is no strace, unless it is required."""
     if shutil.which("strace") is None:
-        _missing("strace is not installed")
+        skip_or_fail("strace is not installed")
 
 
 @pytest.mark.usefixtures("strace")

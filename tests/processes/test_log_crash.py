@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.log_harnesses import IDENTITY, Writer, open_reader
+from tests.needs import skip_or_fail
 from watertower.errors import BackendUnavailable, StartRefused
 from watertower.testing.contract_log import WAIT_S, append, read_all
 
@@ -69,20 +70,14 @@ def test_every_acknowledged_record_outlives_a_kill(tmp_path: Path, rng: random.R
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
-        _missing("a small file system can only be mounted by root")
+        skip_or_fail("a small file system can only be mounted by root")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
-        _missing(f"mount: {mounted.stderr.strip()}")
+        skip_or_fail(f"mount: {mounted.stderr.strip()}")
     try:
         yield tmp_path
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-
-
-def _missing(reason: str) -> None:
-    if os.environ.get("WATERTOWER_REQUIRE_ENGINES") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _fill(writer: Writer, acknowledged: dict[int, bytes]) -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes.support import assert_audit_is_clean, exported_counts, reading, skip_or_fail, watertower
+from tests.needs import skip_or_fail
+from tests.processes.support import assert_audit_is_clean, exported_counts, reading, watertower
 from watertower import bootstrap
 from watertower.testing.service import Service
 from watertower.v1 import common_pb2, reader_pb2
