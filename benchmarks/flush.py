@@ -1,8 +1,9 @@
 """The whole flush of new follows of one subject, step by step: what a projector spends per event, without the log.
 
-    python benchmarks/flush.py [--edges 1000000] [--batch 10000] [--partitions 8] [--path FOLDER] [--unfollows 0.0]
+    python -m benchmarks.flush [--edges 1000000] [--batch 10000] [--partitions 8] [--seed 1] [--collector] [--path FOLDER]
 
-Prints microseconds per event of each step, events/s, resident memory, and bytes on disk per edge.
+Reads and publishes by the projector's own functions, in its order. Prints microseconds per event of each step, events/s, resident
+memory, and bytes on disk per edge.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from pathlib import Path
 
 from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
 from watertower.config import ProjectorSettings
-from watertower.core.fold import Flush, fold, touched
-from watertower.core.model import EventBatch, Kind, Record
+from watertower.core.fold import fold, touched
+from watertower.core.model import NO_PROGRESS, EventBatch, Kind, Record
 from watertower.core.sharding import partition_of
-from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+from watertower.ports import LogIdentity, StoreIdentity
+from watertower.projector.projector import messages, read_touched
 
 START_US = 1_700_000_000_000_000
 
@@ -58,19 +60,6 @@ def batches(edges: int, batch: int, partitions: int, seed: int) -> list[list[Rec
             ]
         )
     return flushes
-
-
-def feed_messages(flush: Flush) -> list[FeedMessage]:
-    columns: dict[int, tuple[list[str], bytearray, list[int], list[int]]] = {p: ([], bytearray(), [], []) for p in flush.progress}
-    for (entity, metric, partition), shard in flush.published.items():
-        entities, metrics, values, offsets = columns[partition]
-        entities.append(entity)
-        metrics.append(metric)
-        values.append(shard.value)
-        offsets.append(shard.offset)
-    return [
-        FeedMessage(p, flush.progress[p].end - 1, flush.progress[p].end, START_US, e, bytes(m), v, o) for p, (e, m, v, o) in columns.items()
-    ]
 
 
 def resident_mib() -> float:
@@ -142,14 +131,14 @@ def main() -> None:
         mark_cpu = now_cpu
         return took
 
+    progress = dict.fromkeys(range(args.partitions), NO_PROGRESS)
+    as_of = dict.fromkeys(range(args.partitions), START_US)
     cpu = time.process_time()
     for records in flushes:
         keys = touched(records)
         lap("touched")
-        edges = store.read_edges(keys.edges)
-        lap("read_edges")
-        shards = store.read_shards(keys.shards)
-        lap("read_shards")
+        edges, shards = read_touched(store, keys)
+        lap("read")
         flush = fold(records, edges, shards)
         lap("fold")
         store.write_derived(flush.shards, flush.lists)
@@ -157,10 +146,11 @@ def main() -> None:
         store.write_edges(flush.edges)
         lap("write_edges")
         store.write_progress(flush.progress)
-        store.feed.publish(feed_messages(flush))
+        store.feed.publish(messages(flush, progress, as_of))
         lap("feed")
         store.sync()
         slowest_sync = max(slowest_sync, lap("sync"))
+        progress.update(flush.progress)
         resident_max = max(resident_max, resident_mib())
         mark, mark_cpu = time.perf_counter(), time.thread_time()
     cpu = time.process_time() - cpu

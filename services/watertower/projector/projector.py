@@ -6,7 +6,7 @@ else between the steps than to reach their failpoints.
 
 import random
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -99,7 +99,7 @@ class Projector:
 
     def _apply(self, records: Sequence[Record]) -> int:
         keys = touched(records)
-        edges, shards = self._read(keys)
+        edges, shards = read_touched(self._store, keys)
         failpoints.reach("projector.after_read")
         try:
             flush = fold(records, edges, shards)
@@ -113,7 +113,7 @@ class Projector:
         failpoints.reach("projector.after_edges")
         self._store.write_progress(flush.progress)
         failpoints.reach("projector.after_progress")
-        self._feed.publish(self._messages(flush))
+        self._feed.publish(messages(flush, self._progress, self._as_of))
         failpoints.reach("projector.after_publish")
         self._store.sync()
         failpoints.reach("projector.after_sync")
@@ -121,39 +121,6 @@ class Projector:
         for partition, progress in flush.progress.items():
             self._as_of[partition] = max(self._as_of[partition], progress.appended_at)
         return sum(len(record.events.kinds) for record in records)
-
-    def _read(self, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
-        if self._store.exclusive:
-            # Nobody writes in between, so the order does not matter; and an actor without a shard has no such edge, because whatever
-            # wrote the edge wrote the shard. In a surge most actors are new: this spares half of the reads.
-            shards = self._store.read_shards(keys.shards)
-            return self._store.read_edges([edge for edge, of_actor in keys.edges.items() if of_actor in shards]), shards
-        edges = self._store.read_edges(keys.edges)
-        return edges, self._store.read_shards(keys.shards)
-
-    def _messages(self, flush: Flush) -> list[FeedMessage]:
-        columns: dict[int, tuple[list[str], bytearray, list[int], list[int]]] = {
-            partition: ([], bytearray(), [], []) for partition in flush.progress
-        }
-        for (entity, metric, partition), shard in flush.published.items():
-            entities, metrics, values, offsets = columns[partition]
-            entities.append(entity)
-            metrics.append(metric)
-            values.append(shard.value)
-            offsets.append(shard.offset)
-        return [
-            FeedMessage(
-                partition,
-                self._progress[partition].end,
-                flush.progress[partition].end,
-                max(self._as_of[partition], flush.progress[partition].appended_at),
-                entities,
-                bytes(metrics),
-                values,
-                offsets,
-            )
-            for partition, (entities, metrics, values, offsets) in columns.items()
-        ]
 
     # --- reading the log
 
@@ -201,8 +168,7 @@ class Projector:
             return
         quiet = {p: end for p, end in self._read_to.items() if p not in busy and end == self._progress[p].end}
         # `looked_at` lies before this look, so that whatever was acknowledged before it would have been seen.
-        quiet_after = {r.partition for r in self._log.read(quiet, len(quiet) or 1, 1)} if quiet else set()
-        if quiet_after:
+        if quiet and self._log.read(quiet, 1, 1):
             quiet = {}
         for partition in quiet:
             self._as_of[partition] = max(self._as_of[partition], looked_at)
@@ -222,6 +188,43 @@ class Projector:
                 self._logger.warning("commit_failed", error=str(error))
             self._commit_at = time + _COMMIT_INTERVAL_S
             failpoints.reach("projector.after_commit")
+
+
+def read_touched(store: Store, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+    """The edges and shards that a flush needs, in the order that its store allows."""
+    if store.exclusive:
+        # Nobody writes in between, so the order does not matter; and an actor without a shard has no such edge, because whatever
+        # wrote the edge wrote the shard. In a surge most actors are new: this spares half of the reads.
+        shards = store.read_shards(keys.shards)
+        return store.read_edges([edge for edge, of_actor in keys.edges.items() if of_actor in shards]), shards
+    edges = store.read_edges(keys.edges)
+    return edges, store.read_shards(keys.shards)
+
+
+def messages(flush: Flush, progress: Mapping[int, Progress], as_of: Mapping[int, int]) -> list[FeedMessage]:
+    """What the feed says of a flush: one message per partition. `progress` and `as_of` are those before the flush."""
+    columns: dict[int, tuple[list[str], bytearray, list[int], list[int]]] = {
+        partition: ([], bytearray(), [], []) for partition in flush.progress
+    }
+    for (entity, metric, partition), shard in flush.published.items():
+        entities, metrics, values, offsets = columns[partition]
+        entities.append(entity)
+        metrics.append(metric)
+        values.append(shard.value)
+        offsets.append(shard.offset)
+    return [
+        FeedMessage(
+            partition,
+            progress[partition].end,
+            flush.progress[partition].end,
+            max(as_of[partition], flush.progress[partition].appended_at),
+            entities,
+            bytes(metrics),
+            values,
+            offsets,
+        )
+        for partition, (entities, metrics, values, offsets) in columns.items()
+    ]
 
 
 def _decoded(raw: LogRecord) -> Record:
