@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -58,8 +59,8 @@ def projector(settings: Settings) -> ProjectorProcess:
 def query(settings: Settings) -> QueryProcess:
     """The query role on the configured store and feed. Raises StartRefused, BackendUnavailable while the store is not there yet."""
     folder = _folder(settings)
-    own = folder.path / "readers" / f"query-{os.getpid()}"
-    _remove_readers_of_the_dead(own.parent)
+    _remove_scratch_of_the_dead(folder.readers_path)
+    own = folder.readers_path / f"query-{os.getpid()}"
     reader = RocksDbFollower(folder.store_path, own, _store_identity(folder), block_cache_bytes=settings.projector.block_cache_bytes)
     service = QueryService(
         reader,
@@ -73,9 +74,12 @@ def query(settings: Settings) -> QueryProcess:
 
 
 def open_scanner(data: Path) -> StoreScanner:
-    """All rows of a data folder as of now, beside a service that runs or does not. Raises StartRefused."""
+    """All rows of a data folder as of now, beside a service that runs or does not. Raises StartRefused; BackendUnavailable while the
+    store is not there yet."""
     folder = open_existing(data)
-    own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=_readers(folder)))
+    folder.readers_path.mkdir(mode=0o700, exist_ok=True)
+    _remove_scratch_of_the_dead(folder.readers_path)
+    own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=folder.readers_path))
     try:
         return RocksDbScanner(folder.store_path, own, _store_identity(folder))
     except BaseException:
@@ -91,18 +95,15 @@ def _store_identity(folder: DataFolder) -> StoreIdentity:
     return StoreIdentity(folder.identity, folder.generation)
 
 
-def _readers(folder: DataFolder) -> Path:
-    readers = folder.path / "readers"
-    readers.mkdir(mode=0o700, exist_ok=True)
-    return readers
-
-
-def _remove_readers_of_the_dead(readers: Path) -> None:
-    """A secondary instance keeps a small folder of its own; a killed process leaves it behind."""
-    for left in readers.glob("query-*"):
+def _remove_scratch_of_the_dead(readers: Path) -> None:
+    """A secondary instance keeps a small folder of its own, named after its process; a killed process leaves it behind."""
+    for left in readers.glob("*"):
+        owner = re.fullmatch(r"(?:query|scan)-(\d+)(?:-.*)?", left.name)
+        if owner is None:
+            continue
         try:
-            os.kill(int(left.name.removeprefix("query-")), 0)
+            os.kill(int(owner[1]), 0)
         except ProcessLookupError:
             shutil.rmtree(left, ignore_errors=True)
-        except (PermissionError, ValueError):
-            continue  # alive, of another user; or not one of ours
+        except PermissionError:
+            continue  # alive, of another user

@@ -4,6 +4,7 @@
     log.sqlite        the log (with its -wal and -shm while it is open)
     commits.json      up to where the log is applied
     store/            the store
+    readers/          scratch of those that read the store
     ROLE.lock         held by the one process of that role, with its pid
 
 A folder is created with its marker, or not at all: the marker is written beside, synced and renamed.
@@ -70,6 +71,11 @@ class DataFolder(NamedTuple):
     @property
     def commits_path(self) -> Path:
         return self.path / "commits.json"
+
+    @property
+    def readers_path(self) -> Path:
+        """Scratch of those that read the store: `query-PID` and `scan-PID-*`. Made when it is needed."""
+        return self.path / "readers"
 
     @property
     def store_path(self) -> Path:

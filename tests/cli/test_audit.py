@@ -1,7 +1,9 @@
 """The audit: finds nothing where nothing is wrong, and every single wrong row, by name."""
 
 import dataclasses
+import os
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tests.cli.conftest import Watertower
 from tests.cli.stored import Scanner, data_folder, ends_of, store_of
 from tests.core.histories import PARTITIONS, Happening, Rows, apply_all, happenings, records_of
 from watertower import audit as audit_module
+from watertower import bootstrap
 from watertower.audit import (
     ACTOR_LIST,
     COUNT,
@@ -25,9 +28,11 @@ from watertower.audit import (
     Difference,
     Totals,
 )
+from watertower.backends.rocksdb import RocksDbStore
 from watertower.core.model import Kind, ListChange, Metric, Shard
 from watertower.core.sharding import partition_of
 from watertower.datafolder import open_or_create
+from watertower.ports import StoreIdentity
 from watertower.role import EXIT_REFUSED
 
 T = 1_700_000_000_000_000
@@ -263,6 +268,20 @@ def test_a_folder_that_is_none(tmp_path: Path, watertower: Watertower) -> None:
     assert result.code == EXIT_REFUSED  # 1 would say that differences were found
     assert str(tmp_path / "none") in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_scratch_of_the_dead_is_removed(tmp_path: Path) -> None:
+    """What a killed query process, audit or export left goes with the next start; what belongs to the living, or to others, stays."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = open_or_create(tmp_path / "data", PARTITIONS)
+    RocksDbStore(folder.store_path, StoreIdentity(folder.identity, folder.generation), 1 << 20, 1 << 20, 10).close()
+    dead = [f"query-{ended.pid}", f"scan-{ended.pid}-x_1"]
+    others = [f"query-{os.getpid()}", f"scan-{os.getpid()}-x_1", "query-me", f"{ended.pid}"]
+    for name in (*dead, *others):
+        (folder.readers_path / name / "within").mkdir(parents=True)
+    bootstrap.open_scanner(folder.path).close()
+    assert sorted(path.name for path in folder.readers_path.iterdir()) == sorted(others)
 
 
 def test_a_folder_without_a_store_is_left_as_it_was(tmp_path: Path, watertower: Watertower) -> None:
