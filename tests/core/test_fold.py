@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.core.histories import Happening, Rows, apply, apply_all, happenings, record_of, records_of, truth
 from watertower.core import buckets
-from watertower.core.fold import ShardBehindEdge, fold
+from watertower.core.fold import ShardBehindEdge, fold, touched
 from watertower.core.model import KINDS, Edge, Kind, Metric, Shard
 
 EVENTS = st.lists(happenings(), max_size=40)
@@ -62,6 +62,9 @@ def test_any_flush_boundaries_give_the_same_rows_list_buckets_included(
     assert one.edges == two.edges
     assert one.lists == two.lists
     assert {k: v[:3] for k, v in one.shards.items()} == {k: v[:3] for k, v in two.shards.items()}
+    last = {key: record.offset for record in records for key in touched([record]).shards}
+    for rows in (one, two):
+        assert all(rows.shards[key].offset >= offset for key, offset in last.items())
 
 
 @pytest.mark.slow
