@@ -29,7 +29,11 @@ def ingest(settings: Settings) -> IngestProcess:
     with ExitStack() as undo:  # of what is done already, where a later part is not to be had yet: the caller tries again
         lock = undo.enter_context(folder.lock("ingest"))
         log = SqliteLogWriter(
-            folder.log_path, folder.commits_path, folder.identity, truncate_interval_ms=settings.ingest.truncate_interval_ms
+            folder.log_path,
+            folder.commits_path,
+            folder.identity,
+            SystemClock(),
+            truncate_interval_ms=settings.ingest.truncate_interval_ms,
         )
         undo.pop_all()
     service = IngestService(log, settings.ingest, SystemClock(), generation=folder.generation)

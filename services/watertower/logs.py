@@ -20,7 +20,6 @@ def configure(settings: ServiceSettings, role: str) -> None:
 
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             add_role,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -123,7 +123,6 @@ class Supervisor:
             stdin=subprocess.PIPE,  # held open: its end tells the child that we are gone
             pass_fds=[write_fd],
             env=environment,
-            start_new_session=False,
         )
         os.close(write_fd)
         child.notify_fd, child.buffer, child.state = read_fd, b"", {}

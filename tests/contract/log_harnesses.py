@@ -4,6 +4,7 @@ from pathlib import Path
 
 from watertower.backends.memory_log import MemoryLog
 from watertower.backends.sqlite import SqliteLogReader, SqliteLogWriter
+from watertower.clock import SystemClock
 from watertower.ports import LogIdentity
 
 IDENTITY = LogIdentity("0123456789abcdef" * 2, 8)
@@ -32,7 +33,7 @@ class Writer(SqliteLogWriter):
 
     def __init__(self, folder: Path, identity: LogIdentity = IDENTITY, truncate_interval_ms: int = 3_600_000) -> None:
         self.closed = False
-        super().__init__(folder / "log.sqlite", folder / "commits.json", identity, truncate_interval_ms)
+        super().__init__(folder / "log.sqlite", folder / "commits.json", identity, SystemClock(), truncate_interval_ms)
 
     def close(self) -> None:
         super().close()

@@ -148,24 +148,23 @@ class RocksDbStore:
     # --- the database
 
     def _opened(self) -> Rdict:
-        if self._db is None:
-            if self._closed:
-                raise BackendRefused("the store is closed")
-            try:
-                self._open()
-            except StartRefused as error:  # this is no start any more
-                raise BackendRefused(str(error)) from error
-        if self._db is None:
-            raise BackendRefused("the store did not open")
-        return self._db
+        if self._db is not None:
+            return self._db
+        if self._closed:
+            raise BackendRefused("the store is closed")
+        try:
+            return self._open()
+        except StartRefused as error:  # this is no start any more
+            raise BackendRefused(str(error)) from error
 
-    def _open(self) -> None:
+    def _open(self) -> Rdict:
         db = open_owner(self._path, self._identity, self._write_buffer_bytes, self._block_cache_bytes)
         first = scan(db, keys.FEED, limit=1)
         last = last_key(db, keys.FEED)
         kept = range(keys.decode_sequence(first[0][0]), keys.decode_sequence(last) + 1) if first and last is not None else range(0)
         self._feed = self._feed_synced = kept
         self._db = db
+        return db
 
     def _let_go(self) -> None:
         # Dropped, not closed: close() would try to write the memtable to the very disk that has just failed.

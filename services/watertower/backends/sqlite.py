@@ -25,7 +25,6 @@ import structlog
 from watertower.backends.commits import CommitsFile
 from watertower.backends.sqlite_file import PAGE_BYTES, LogFile, key
 from watertower.backends.sqlite_reader import SqliteLogReader
-from watertower.clock import SystemClock
 from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.ports import Clock, LogIdentity
 
@@ -57,15 +56,13 @@ class _Append(NamedTuple):
 class SqliteLogWriter:
     """ports.LogWriter on a SQLite file. At most one at a time; the caller sees to that (datafolder locks)."""
 
-    def __init__(
-        self, path: Path, commits_path: Path, identity: LogIdentity, truncate_interval_ms: int = 1_000, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, path: Path, commits_path: Path, identity: LogIdentity, clock: Clock, truncate_interval_ms: int = 1_000) -> None:
         """Opens the log, or creates it. Raises StartRefused: another identity, a newer format, damage, no right;
         BackendUnavailable: the disk is full or fails."""
         self._identity = identity
         self._commits = CommitsFile(commits_path, identity)
         self._file = LogFile(path, identity, self._commits)
-        self._clock: Clock = clock or SystemClock()
+        self._clock = clock
         self._truncate_interval_s = truncate_interval_ms / 1e3
         self._changed = threading.Condition()
         self._waiting: deque[_Append] = deque()

@@ -5,12 +5,10 @@ import contextlib
 
 from watertower.config import IngestSettings, ServiceSettings
 from watertower.datafolder import Lock
-from watertower.ingest.service import IngestService
+from watertower.ingest.service import SERVICE, IngestService
 from watertower.ports import LogWriter
 from watertower.role import Role
 from watertower.rpc import RpcServer
-
-SERVICE = "watertower.v1.EngagementWriter"
 
 
 class IngestProcess:

@@ -57,7 +57,7 @@ class IngestService:
         )
 
     async def record_events(
-        self, request: RecordEventsRequest, context: "grpc.aio.ServicerContext[RecordEventsRequest, RecordEventsResponse] | None" = None
+        self, request: RecordEventsRequest, context: "grpc.aio.ServicerContext[RecordEventsRequest, RecordEventsResponse]"
     ) -> RecordEventsResponse:
         """EngagementWriter.RecordEvents. Raises CallRefused, BackendUnavailable."""
         if self._stopping:
@@ -73,6 +73,6 @@ class IngestService:
         self._stopping = True
         await self._appender.drained()
 
-    def _deadline_s(self, context: "grpc.aio.ServicerContext[Any, Any] | None") -> float:
-        remaining_s: float | None = None if context is None else context.time_remaining()
+    def _deadline_s(self, context: "grpc.aio.ServicerContext[Any, Any]") -> float:
+        remaining_s: float | None = context.time_remaining()
         return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s

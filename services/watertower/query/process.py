@@ -4,11 +4,9 @@ import asyncio
 
 from watertower.config import QuerySettings, ServiceSettings
 from watertower.ports import StoreReader
-from watertower.query.service import QueryService
+from watertower.query.service import SERVICE, QueryService
 from watertower.role import Role
 from watertower.rpc import RpcServer
-
-SERVICE = "watertower.v1.EngagementReader"
 
 
 class QueryProcess:

@@ -34,7 +34,7 @@ from watertower.validation import (
     violations_of,
 )
 
-SERVICE = "watertower.v1.EngagementReader"
+SERVICE: str = reader_pb2.DESCRIPTOR.services_by_name["EngagementReader"].full_name
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
