@@ -33,9 +33,7 @@ class QueryProcess:
             [SERVICE],
             message_bytes_max=self._limits.message_bytes_max,
         )
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        role.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+        stop = role.stopping.event()
         port = await server.start()
         await self._service.start()
         server.set_ready(True)
