@@ -15,6 +15,9 @@ import structlog
 EXIT_REFUSED = 3
 """Exit code of a process that refused to start or to go on: a restart cannot help."""
 
+EXIT_ADDRESS_TAKEN = 4
+"""Exit code of a process that cannot listen on its address: a restart helps once the address is free."""
+
 GC_THRESHOLDS = (100_000, 50, 50)
 """Container objects allocated before Python looks for cycles, and how often the older generations take part (default 700, 10, 10).
 

@@ -117,12 +117,14 @@ def test_another_number_of_partitions_is_refused(tmp_path: Path, used: Used) -> 
 
 @pytest.mark.parametrize("which", ["write_port", "read_port"])
 def test_a_taken_port_is_refused(tmp_path: Path, which: str) -> None:
-    """The message names the address."""
+    """The message names the address. `serve` exits with 3 as for every refusal at its start, a role alone with 4."""
     port = free_port()
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", port))
         holder.listen()
         _assert_refused(tmp_path / "data", rf"cannot listen on 127\.0\.0\.1:{port}: the port is taken", {which: port})
+        role = "ingest" if which == "write_port" else "query"
+        assert watertower(role, "--data", tmp_path / "data", "--set", f"{which}={port}").code == 4
 
 
 def _assert_refused(data: Path, message: str, settings: Mapping[str, int] | None = None) -> None:
