@@ -178,6 +178,32 @@ def test_unknown_and_bad_settings_are_refused_by_name(tmp_path: Path, command: s
     assert not data.exists()
 
 
+def test_variables_that_kubernetes_sets_are_ignored() -> None:
+    """For Services named watertower and watertower-query. What only looks like them is refused."""
+    links = {
+        "WATERTOWER_SERVICE_HOST": "10.0.0.1",
+        "WATERTOWER_SERVICE_PORT": "50051",
+        "WATERTOWER_SERVICE_PORT_WRITE": "50051",
+        "WATERTOWER_PORT": "tcp://10.0.0.1:50051",
+        "WATERTOWER_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "WATERTOWER_PORT_50051_TCP_PROTO": "tcp",
+        "WATERTOWER_PORT_50051_TCP_PORT": "50051",
+        "WATERTOWER_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "WATERTOWER_QUERY_SERVICE_HOST": "10.0.0.2",
+        "WATERTOWER_QUERY_PORT": "tcp://10.0.0.2:50052",
+    }
+    assert watertower("config", environment=links).code == 0
+    slips = {"WATERTOWER_PORT": "50051", "WATERTOWER_SERVICE_NAME": "x", "WATERTOWER_PORT_WRITE": "50051"}
+    ran = watertower("config", environment=slips)
+    assert ran.code != 0
+    assert all(f"{name}: there is no such setting" in ran.err for name in slips)
+
+
+def test_no_setting_is_named_like_a_variable_of_kubernetes() -> None:
+    """A slip in its name would not be noticed."""
+    assert [name for name in config.catalogue() if config._SERVICE_LINK.search(f"WATERTOWER_{name.upper()}")] == []
+
+
 def test_an_assignment_without_a_value_is_refused(tmp_path: Path) -> None:
     """`--set` says how it is written."""
     ran = watertower("serve", "--data", tmp_path / "data", "--set", "partitions")
