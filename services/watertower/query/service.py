@@ -146,7 +146,7 @@ class QueryService:
             ]
         )
         freshness = self._tail.freshness()
-        active = await self._reads.read(lambda reader: reader.check_edges(actor, kind, subjects))
+        active = await self._reads.check_edges(actor, kind, subjects)
         return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness))
 
     async def list_actors(self, request: reader_pb2.ListActorsRequest, context: Context) -> reader_pb2.ListActorsResponse:
