@@ -8,6 +8,7 @@ Processes do not read Settings: bootstrap.py hands each the section that it need
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -150,6 +151,7 @@ def load(options: Mapping[str, Any]) -> Settings:
         if variable.startswith("WATERTOWER_")
         and variable not in _NOT_SETTINGS
         and variable.removeprefix("WATERTOWER_").lower() not in known
+        and not _of_kubernetes(variable)
     ]
     given: dict[type[_Section], dict[str, Any]] = {section: {} for section in SECTIONS.values()}
     for name, value in options.items():
@@ -179,6 +181,13 @@ def effective(settings: Settings, options: Mapping[str, Any]) -> list[EffectiveS
             rows.append(EffectiveSetting(name, getattr(values, field), source, info.description or ""))
     return rows
 
+
+def _of_kubernetes(variable: str) -> bool:
+    """Whether Kubernetes sets it in every pod beside a Service whose name begins with "watertower"."""
+    return _SERVICE_LINK.search(variable) is not None or (variable.endswith("_PORT") and "://" in os.environ[variable])
+
+
+_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 
 # Variables of the same prefix that steer clients, tests and the supervisor's own children; they are no settings.
 _NOT_SETTINGS = {

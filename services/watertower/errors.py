@@ -24,6 +24,10 @@ class StartRefused(Exception):
     """A condition that must hold before a process starts does not. The message says what to do."""
 
 
+class AddressTaken(StartRefused):
+    """A process cannot listen on its address. Unlike other refusals this one may pass: whoever holds the port may let go of it."""
+
+
 class Status(Enum):
     """The gRPC status codes that Watertower uses (values as in grpc.StatusCode)."""
 

@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
-from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, StartRefused, Violation
+from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -175,7 +175,7 @@ class RpcServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
-        """Listens; the port. Raises StartRefused where that is not possible."""
+        """Listens; the port. Raises AddressTaken where that is not possible."""
         options = [
             # Off, or a second process would take half of the calls of the first instead of being refused.
             ("grpc.so_reuseport", 0),
@@ -190,7 +190,7 @@ class RpcServer:
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise StartRefused(
+            raise AddressTaken(
                 f"cannot listen on {address}: the port is taken, or the address is not one of this machine; "
                 "stop what holds the port, or take another"
             ) from error

@@ -19,7 +19,7 @@ import structlog
 from watertower.config import ServiceSettings
 from watertower.core.backoff import full_jitter
 from watertower.ports import Clock
-from watertower.role import EXIT_REFUSED, NOTIFY_VARIABLE
+from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, NOTIFY_VARIABLE
 
 ROLES = ("ingest", "projector", "query")
 """In the order in which they stop: first nothing more comes in, then what came in is applied, then reads end."""
@@ -41,6 +41,7 @@ class _Child:
         self.started_at = 0.0
         self.restart_at = 0.0
         self.starts = 0
+        self.was_ready = False  # ever, also before a restart
 
     @property
     def ready(self) -> bool:
@@ -109,6 +110,7 @@ class Supervisor:
             *lines, child.buffer = (child.buffer + data).split(b"\n")
             for line in lines:
                 child.state = json.loads(line)
+                child.was_ready = child.was_ready or child.ready
                 self._logger.info(
                     "role_" + child.state["state"], child=child.name, **{k: v for k, v in child.state.items() if k != "state"}
                 )
@@ -133,7 +135,9 @@ class Supervisor:
 
     def _died(self, child: _Child) -> None:
         code = self._reap(child)
-        if code == EXIT_REFUSED:
+        # An address that was ours before is taken for a while only. The usual holder is a client: it goes on connecting to the port of a
+        # role that is down, is given that very port for its own end, and is connected with itself.
+        if code == EXIT_REFUSED or (code == EXIT_ADDRESS_TAKEN and not child.was_ready):
             self._refused = True
             self._logger.error("role_refused", child=child.name)
             return

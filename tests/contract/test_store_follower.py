@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,22 @@ def test_a_store_that_is_not_there_yet_is_waited_for_by_the_caller(tmp_path: Pat
     """As every reader: unavailable, and no child left behind."""
     with pytest.raises(BackendUnavailable, match="no store at"):
         RocksDbFollower(tmp_path / "store", tmp_path / "own", IDENTITY, MIB)
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(follower: RocksDbFollower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of memory or processes: unavailable, for now."""
+    os.kill(follower.pid or 0, signal.SIGKILL)
+    with pytest.raises(BackendUnavailable, match="starts it again"):
+        follower.read_progress()
+
+    def fails(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", fails)
+        with pytest.raises(BackendUnavailable, match="cannot be started: Resource temporarily unavailable"):
+            follower.read_progress()
+    assert follower.read_progress() == {0: Progress(2, b"12345678", 5)}
 
 
 def test_a_store_of_another_log_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rocksdict import AccessType, Options, Rdict, WriteBatch
 from tests.contract.rocksdb_owner import events
 from tests.contract.store_harnesses import FEED_MESSAGES_MAX, IDENTITY, MIB, open_reader, open_scanner, open_store, owner_process, reported
 from watertower.backends import rocksdb_keys as keys
-from watertower.backends import rocksdb_open
+from watertower.backends import rocksdb_open, rocksdb_reader
 from watertower.backends.rocksdb import RocksDbReader, RocksDbStore
 from watertower.backends.rocksdb_open import translated
 from watertower.core.model import Kind
@@ -131,6 +131,35 @@ def test_a_reader_before_the_store_may_try_again(tmp_path: Path) -> None:
 def test_driver_errors_say_whether_to_try_again(message: str, expected: type[Exception]) -> None:
     """What is wrong on the disk stays wrong; the rest may pass."""
     assert type(translated(message)) is expected
+
+
+def test_a_check_reads_no_more_than_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a subject's comments up to the first active one, about; all of them, once however often it is asked for, where none is."""
+    path = tmp_path / "store"
+    store = open_store(path)
+    comments = [(subject, f"c{n:03d}") for subject in ("active", "removed", "last") for n in range(350)]
+    active = {(subject, ref) for subject, ref in comments if subject == "active" or (subject, ref) == ("last", "c349")}
+    apply(store, store.feed, [record(0, 0, [("a", Kind.COMMENT, *comment, comment in active, 5) for comment in comments])])
+    reader = open_reader(path)
+    rows = 0
+    scan = rocksdb_open.scan
+
+    def counting(*arguments: Any) -> list[rocksdb_open.Row]:
+        nonlocal rows
+        found = scan(*arguments)
+        rows += len(found)
+        return found
+
+    monkeypatch.setattr(rocksdb_open, "scan", counting)
+    monkeypatch.setattr(rocksdb_reader, "scan", counting)
+    try:
+        assert reader.check_edges("a", Kind.COMMENT, ["active"] * 1_000) == [True] * 1_000
+        assert rows <= 100
+        assert reader.check_edges("a", Kind.COMMENT, ["removed", "last"] * 500) == [False, True] * 500
+        assert rows <= 100 + 2 * 350
+    finally:
+        reader.close()
+        store.close()
 
 
 def test_a_damaged_row_is_an_error_not_the_end(tmp_path: Path) -> None:

@@ -117,12 +117,14 @@ def test_another_number_of_partitions_is_refused(tmp_path: Path, used: Used) -> 
 
 @pytest.mark.parametrize("which", ["write_port", "read_port"])
 def test_a_taken_port_is_refused(tmp_path: Path, which: str) -> None:
-    """The message names the address."""
+    """The message names the address. `serve` exits with 3 as for every refusal at its start, a role alone with 4."""
     port = free_port()
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", port))
         holder.listen()
         _assert_refused(tmp_path / "data", rf"cannot listen on 127\.0\.0\.1:{port}: the port is taken", {which: port})
+        role = "ingest" if which == "write_port" else "query"
+        assert watertower(role, "--data", tmp_path / "data", "--set", f"{which}={port}").code == 4
 
 
 def _assert_refused(data: Path, message: str, settings: Mapping[str, int] | None = None) -> None:
@@ -174,6 +176,32 @@ def test_unknown_and_bad_settings_are_refused_by_name(tmp_path: Path, command: s
         assert name in ran.err
     assert "ingest_retry_after_ms: " in ran.err
     assert not data.exists()
+
+
+def test_variables_that_kubernetes_sets_are_ignored() -> None:
+    """For Services named watertower and watertower-query. What only looks like them is refused."""
+    links = {
+        "WATERTOWER_SERVICE_HOST": "10.0.0.1",
+        "WATERTOWER_SERVICE_PORT": "50051",
+        "WATERTOWER_SERVICE_PORT_WRITE": "50051",
+        "WATERTOWER_PORT": "tcp://10.0.0.1:50051",
+        "WATERTOWER_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "WATERTOWER_PORT_50051_TCP_PROTO": "tcp",
+        "WATERTOWER_PORT_50051_TCP_PORT": "50051",
+        "WATERTOWER_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "WATERTOWER_QUERY_SERVICE_HOST": "10.0.0.2",
+        "WATERTOWER_QUERY_PORT": "tcp://10.0.0.2:50052",
+    }
+    assert watertower("config", environment=links).code == 0
+    slips = {"WATERTOWER_PORT": "50051", "WATERTOWER_SERVICE_NAME": "x", "WATERTOWER_PORT_WRITE": "50051"}
+    ran = watertower("config", environment=slips)
+    assert ran.code != 0
+    assert all(f"{name}: there is no such setting" in ran.err for name in slips)
+
+
+def test_no_setting_is_named_like_a_variable_of_kubernetes() -> None:
+    """A slip in its name would not be noticed."""
+    assert [name for name in config.catalogue() if config._SERVICE_LINK.search(f"WATERTOWER_{name.upper()}")] == []
 
 
 def test_an_assignment_without_a_value_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import itertools
 import os
 import random
 import signal
+import socket
+import struct
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -131,6 +133,33 @@ def test_a_role_that_dies_is_restarted_with_backoff_and_said_so(tmp_path: Path) 
             assert waited.total_seconds() >= death["restart_in_s"] - 0.001  # rounded
         assert deaths == {"projector": 1, "query": 1, "ingest": 3}
         assert service.stop() == 0
+
+
+def test_a_role_whose_port_is_taken_while_it_is_down_waits_for_it(tmp_path: Path) -> None:
+    """A client that goes on connecting to a role that is down can be given that very port, and is then connected with itself. The role is
+    started again until the port is free; the others go on."""
+    with Service(tmp_path / "data", settings=QUICK) as service:
+        service.start()
+        address = ("127.0.0.1", service.read_port)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # or the system keeps the port for a minute
+            assert service.kill("query")
+            wait_until(lambda: _bound(client, address), "the port is free", 10.0)  # long before the role is back
+            client.connect(address)
+            wait_until(lambda: [death for death in service.events("role_died") if death["exit_code"] == 4], "query finds its port taken")
+            with writing(service.write_target) as writer:
+                position = record(writer, [follow("ann", "star")])
+        service.wait_roles_ready()
+        wait_visible(service.read_target, position.offsets)
+        assert service.stop() == 0
+
+
+def _bound(client: socket.socket, address: tuple[str, int]) -> bool:
+    try:
+        client.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def test_the_roles_end_when_the_supervisor_is_killed(tmp_path: Path, rng: random.Random) -> None:

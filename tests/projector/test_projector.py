@@ -1,5 +1,6 @@
 """The projector's loop on a log in memory and the real embedded store: resumes, backs off, stops what it must, says how fresh it is."""
 
+import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from watertower import failpoints
+from watertower.audit import Difference, audit
+from watertower.backends import rocksdb_keys as keys
 from watertower.backends.memory_log import MemoryLog
-from watertower.backends.rocksdb import RocksDbReader, RocksDbStore
+from watertower.backends.rocksdb import RocksDbReader, RocksDbScanner, RocksDbStore
 from watertower.codec import encode_batch, record_id
 from watertower.config import ProjectorSettings
 from watertower.core.model import EventBatch, Kind, Metric, Progress, Shard
+from watertower.core.sharding import partition_of
 from watertower.errors import StartRefused
 from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
 from watertower.projector.projector import Projector
@@ -121,6 +125,21 @@ def test_a_flush_that_fails_at_any_step_is_repeated_and_counts_once(bench: Bench
     assert bench.followers() == {0: Shard(2, 2, (), 0)}
 
 
+@pytest.mark.parametrize("point", [point for point in FLUSH_POINTS if point != "projector.after_sync"])
+def test_a_flush_that_failed_leaves_nothing_behind(bench: Bench, point: str) -> None:
+    """What it held back never shows, not with a later sync either; the repeated flush is on the feed once."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    failpoints.arm(f"{point}=error:1")
+    bench.projector.step()
+    failpoints.disarm()
+    bench.store.sync()
+    assert (bench.followers(), bench.messages(), bench.store.read_progress()) == ({}, [], {})
+    bench.drain()
+    assert bench.followers() == {0: Shard(1, 1, (), 0)}
+    assert [(m.after, m.end) for m in bench.messages() if m.partition == 0 and m.entities] == [(-1, 0)]
+
+
 def test_retries_wait_longer_up_to_the_cap(tmp_path: Path) -> None:
     """Reaches retry_cap_ms: no wait is longer, and later ones use the whole interval."""
     bench = Bench(tmp_path, retry_base_ms=10, retry_cap_ms=80)
@@ -196,6 +215,24 @@ def test_an_edge_ahead_of_its_shard_stops_its_partition_only(bench: Bench) -> No
     assert bench.projector.positions == {0: 0, 1: 0}
 
 
+def test_a_lost_shard_of_an_actor_is_left_to_the_audit(bench: Bench) -> None:
+    """The alarm is silent where the actor's shard is gone, because its edges are not read then (decision 0007)."""
+    partition = partition_of("a", LOG.partitions)
+    bench.projector.start()
+    bench.append(partition, batch("a"))
+    bench.drain()
+    (row,) = keys.shard_keys([("a", int(Metric.FOLLOWING), partition)], keys.Ids())
+    bench.store._batch.delete(row)
+    bench.store.sync()
+    bench.append(partition, batch("a", at=2))
+    bench.drain()
+    assert bench.projector.stopped == {}
+    found: list[Difference] = []
+    with contextlib.closing(RocksDbScanner(bench.home / "store", bench.home / "scan", StoreIdentity(LOG, 1))) as scanner:
+        audit(scanner, found.append)
+    assert ("star", Metric.FOLLOWERS.name.lower(), 1, 2) in [(d.key.get("entity"), d.key.get("metric"), d.expected, d.found) for d in found]
+
+
 def test_heartbeats_carry_the_time_when_there_is_nothing_to_do(bench: Bench) -> None:
     """Every heartbeat_ms each partition without news says up to when it is known to have none; the range is empty."""
     bench.projector.start()
@@ -221,6 +258,27 @@ def test_a_stopped_partition_claims_no_freshness(bench: Bench) -> None:
     bench.messages()
     bench.projector.step()
     assert {m.partition for m in bench.messages()} == {1}
+
+
+def test_a_partition_whose_record_waits_claims_no_freshness(tmp_path: Path) -> None:
+    """A read that takes one record of two leaves the other partition's for later; until then its as_of stays before that record."""
+    bench = Bench(tmp_path, flush_records_max=1)
+    try:
+        bench.projector.start()
+        bench.drain()
+        bench.clock.advance(1.0)
+        appended_at = bench.clock.now_us()
+        for partition in range(LOG.partitions):
+            bench.append(partition, batch("a"))
+        bench.clock.advance(1.0)
+        bench.messages()
+        bench.projector.step()
+        (waits,) = [partition for partition, end in bench.projector.positions.items() if end < 0]
+        assert [m for m in bench.messages() if m.partition == waits and m.as_of >= appended_at] == []
+        bench.drain()
+        assert next(m.end for m in bench.messages() if m.partition == waits and m.as_of >= appended_at) == 0
+    finally:
+        bench.close()
 
 
 def test_what_is_applied_is_committed_to_the_log(bench: Bench) -> None:

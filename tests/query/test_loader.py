@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ from tests.query.serving import until
 from watertower import failpoints
 from watertower.core.model import Metric
 from watertower.errors import BackendUnavailable, CallRefused, Reason
+from watertower.ports import ListCursor
 from watertower.query.cache import CountsCache
 from watertower.query.loader import LOAD_ENTITIES_MAX, StoreReads
 
@@ -134,6 +135,40 @@ def test_a_call_above_the_waiting_reads_is_shed_before_it_reads() -> None:
         assert len(cache) == 6
 
     with_reads(test, concurrent_max=2, waiting_max=5)
+
+
+def test_a_check_is_as_many_reads_as_it_has_subjects() -> None:
+    """Each subject once, in hops that others come between, and refused as a whole where they do not all fit."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        names = [f"s{number}" for number in range(250)]
+        store.lists["ListSubjects", "fan", 1] = [ListCursor(1, name, "") for name in names[::2]]
+        asked: list[list[str]] = []
+        check_edges = store.check_edges
+
+        def noting(actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
+            asked.append(list(subjects))
+            return check_edges(actor, kind, subjects)
+
+        store.check_edges = noting  # type: ignore[method-assign] # to see what is asked
+        answers = await reads.check_edges("fan", 1, names + names[:10])
+        assert answers == [number % 2 == 0 for number in [*range(250), *range(10)]]
+        assert [len(piece) for piece in asked] == [LOAD_ENTITIES_MAX, LOAD_ENTITIES_MAX, 50]
+        assert [name for piece in asked for name in piece] == names
+        store.open.clear()
+        busy = asyncio.create_task(reads.load(["busy"]))
+        await until(lambda: store.concurrent == 1)
+        waiting = asyncio.create_task(reads.check_edges("fan", 1, names))
+        await asyncio.sleep(0)
+        with pytest.raises(CallRefused) as refused:
+            await reads.check_edges("fan", 1, names[:51])
+        assert refused.value.reason is Reason.READS_FULL
+        last = asyncio.create_task(reads.check_edges("fan", 1, names[:50]))
+        await asyncio.sleep(0)
+        store.open.set()
+        await asyncio.gather(busy, waiting, last)
+
+    with_reads(test, concurrent_max=1, waiting_max=300)
 
 
 def test_a_read_whose_caller_gave_up_is_not_done() -> None:

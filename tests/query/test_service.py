@@ -288,9 +288,11 @@ BAD_INPUT = [
     ("CheckEdges", pb.CheckEdgesRequest(actor="a", kind=1, subjects=["b", "x" * 129]), [("subjects[1]", "ID_LENGTH")]),
     (
         "ListActors",
-        pb.ListActorsRequest(page_size=1_001, page_token="?"),
-        [("subject", "ID_LENGTH"), ("kind", "KIND_UNKNOWN"), ("page_size", "PAGE_SIZE"), ("page_token", "PAGE_TOKEN_INVALID")],
+        pb.ListActorsRequest(page_size=1_001, page_token="?"),  # a token is looked at when the rest is valid
+        [("subject", "ID_LENGTH"), ("kind", "KIND_UNKNOWN"), ("page_size", "PAGE_SIZE")],
     ),
+    ("ListActors", pb.ListActorsRequest(subject="a", kind=-1, page_token="AAAA"), [("kind", "KIND_UNKNOWN")]),  # type: ignore[arg-type] # as above
+    ("ListActors", pb.ListActorsRequest(subject="x" * 70_000, kind=1, page_token="AAAA"), [("subject", "ID_LENGTH")]),
     ("ListActors", pb.ListActorsRequest(subject="a", kind=99), [("kind", "KIND_UNKNOWN")]),  # type: ignore[arg-type] # what a newer caller may send
     ("ListSubjects", pb.ListSubjectsRequest(actor="", kind=1), [("actor", "ID_LENGTH")]),
     ("ListSubjects", pb.ListSubjectsRequest(actor="a", kind=1, page_size=-1), [("page_size", "PAGE_SIZE")]),

@@ -108,11 +108,15 @@ class RocksDbFollower:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._child = subprocess.Popen(  # noqa: S603 - our own command line
-                [sys.executable, "-m", "watertower.backends.rocksdb_follower", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - our own command line
+                    [sys.executable, "-m", "watertower.backends.rocksdb_follower", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+            except OSError as error:  # too many processes, no memory
+                ours.close()
+                raise BackendUnavailable(f"the store's reader cannot be started: {error}") from error
         self._connection = Connection(ours.detach())
         try:
             self._ask(self._arguments)

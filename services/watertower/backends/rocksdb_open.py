@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, cast
@@ -206,6 +207,17 @@ def scan(db: Rdict, prefix: bytes, start: bytes | None = None, limit: int | None
         del cursor, valid, key, value, forward
     del bounds
     return rows
+
+
+def scan_in_pieces(db: Rdict, prefix: bytes, piece: int) -> Iterator[Row]:
+    """All rows whose key begins with `prefix`, `piece` at a time: an iterator that is held open pins what it began with."""
+    start: bytes | None = None
+    while True:
+        rows = scan(db, prefix, start, piece)
+        yield from rows
+        if len(rows) < piece:
+            return
+        start = rows[-1][0] + b"\0"
 
 
 def multi_get(db: Rdict, wanted: list[bytes]) -> list[bytes | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rocksdict import Rdict
 
 from watertower.backends import rocksdb_keys as keys
-from watertower.backends.rocksdb_open import Row, follow, last_key, multi_get, open_secondary, scan, written
+from watertower.backends.rocksdb_open import Row, follow, last_key, multi_get, open_secondary, scan, scan_in_pieces, written
 from watertower.codec import decode_feed
 from watertower.core.model import KINDS, EdgeKey, Kind, ListKey, Progress, Shard, ShardKey
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
@@ -21,6 +21,9 @@ from watertower.ports import EdgeRow, FeedMessage, ListCursor, StoreIdentity
 
 _SCAN_ROWS = 1_000
 """Rows that a scanner takes at a time."""
+
+_CHECK_ROWS = 100
+"""Edges that a check of one subject takes at a time: as a rule the first is active."""
 
 _SCANNER_CACHE_BYTES = 8 * 1024 * 1024
 """Bytes of a scanner's block cache: it reads each block once."""
@@ -72,14 +75,12 @@ class RocksDbReader:
             return _progress(self._current())
 
     def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
+        if KINDS[Kind(kind)].needs_ref:
+            active = {subject: self._any_active(keys.edge_prefix(actor, kind, subject)) for subject in dict.fromkeys(subjects)}
+            return [active[subject] for subject in subjects]
         with self._lock:
-            db = self._current()
-            if KINDS[Kind(kind)].needs_ref:
-                found = [[value for _, value in scan(db, keys.edge_prefix(actor, kind, subject))] for subject in subjects]
-            else:
-                values = multi_get(db, keys.edge_keys([(actor, kind, subject, "") for subject in subjects], keys.Ids()))
-                found = [[] if value is None else [value] for value in values]
-        return [any(keys.decode_edge(value).active for value in edges) for edges in found]
+            values = multi_get(self._current(), keys.edge_keys([(actor, kind, subject, "") for subject in subjects], keys.Ids()))
+        return [value is not None and keys.decode_edge(value).active for value in values]
 
     def list_actors(self, subject: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         return self._list(keys.list_prefix(keys.SUBJECT_LISTS, subject, kind), after, limit)
@@ -111,6 +112,11 @@ class RocksDbReader:
             if not self._closed:
                 self._closed = True
                 _close_secondary(self._db, self._secondary_path)
+
+    def _any_active(self, prefix: bytes) -> bool:
+        """Of edges that differ in ref alone, as of one moment. Reads up to the first active one, so removed ones all if there is none."""
+        with self._lock:
+            return any(keys.decode_edge(value).active for _, value in scan_in_pieces(self._current(), prefix, _CHECK_ROWS))
 
     def _list(self, prefix: bytes, after: ListCursor | None, limit: int) -> list[ListCursor]:
         start = prefix if after is None else keys.list_place(prefix, after) + b"\0"
@@ -190,14 +196,7 @@ class RocksDbScanner:
             _close_secondary(self._db, self._secondary_path)
 
     def _rows(self, prefix: bytes) -> Iterator[Row]:
-        """All rows of a range, in pieces: an iterator that is held open pins what it began with."""
-        start: bytes | None = None
-        while True:
-            rows = scan(self._db, prefix, start, _SCAN_ROWS)
-            yield from rows
-            if len(rows) < _SCAN_ROWS:
-                return
-            start = rows[-1][0] + b"\0"
+        return scan_in_pieces(self._db, prefix, _SCAN_ROWS)
 
 
 def _progress(db: Rdict) -> dict[int, Progress]:

@@ -29,7 +29,7 @@ class SqliteLogReader:
 
     def read(self, after: Mapping[int, int], records_max: int, bytes_max: int) -> list[LogRecord]:
         """See ports.LogReader. Each partition gets an even share first; what is left then goes to those that have more, another one first
-        each time."""
+        each time. The first one's first record is taken also where it is larger than a share, so that it need not wait for good."""
         records: list[LogRecord] = []
         with self._file.use() as connection:
             hungry = self._hungry(connection, after)
@@ -46,9 +46,7 @@ class SqliteLogReader:
                         continue  # found its end in the first round
                     limit = min(records_share, records_max - len(records))
                     room = min(bytes_share, bytes_max - size)
-                    found, ended = self._range(
-                        connection, partition, reached[partition], limit, room, at_least_one=share == 1 and not records
-                    )
+                    found, ended = self._range(connection, partition, reached[partition], limit, room, at_least_one=not records)
                     records += found
                     size += sum(len(record.payload) for record in found)
                     if found:

@@ -98,8 +98,8 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
     from watertower import config as settings_module
     from watertower import logs
     from watertower.core.backoff import full_jitter
-    from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
-    from watertower.role import EXIT_REFUSED, Role
+    from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, StartRefused
+    from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, Role
 
     settings = settings_module.load(options)
     logs.configure(settings.service, name)
@@ -117,7 +117,7 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
             attempt += 1
         except (StartRefused, BackendRefused) as error:
             structlog.get_logger("watertower.role").error("refused", reason=str(error))
-            raise typer.Exit(EXIT_REFUSED) from error
+            raise typer.Exit(EXIT_ADDRESS_TAKEN if isinstance(error, AddressTaken) else EXIT_REFUSED) from error
     raise typer.Exit(code)
 
 

@@ -34,9 +34,7 @@ class IngestProcess:
             [SERVICE],
             message_bytes_max=self._limits.message_bytes_max,
         )
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        role.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+        stop = role.stopping.event()
         port = await server.start()
         server.set_ready(True)
         role.ready(address=f"{self._settings.write_host}:{port}")

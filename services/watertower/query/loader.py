@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from itertools import chain
 from typing import Any, TypeVar
 
 from watertower import failpoints
@@ -13,7 +14,7 @@ from watertower.ports import Clock, StoreReader
 from watertower.query.cache import NEVER_LOADED, CountsCache, Entry, Load
 
 LOAD_ENTITIES_MAX = 100
-"""Entities that one hop into a thread reads: enough to make the hop cheap, few enough to share the threads."""
+"""Entities, or subjects of a check, that one hop into a thread reads: enough to make the hop cheap, few enough to share the threads."""
 
 T = TypeVar("T")
 
@@ -21,23 +22,25 @@ T = TypeVar("T")
 class _Job:
     """One hop into a thread: the load of some entities, or another read."""
 
-    __slots__ = ("done", "load", "read")
+    __slots__ = ("_reads", "done", "load", "read")
 
-    def __init__(self, read: Callable[[StoreReader], Any], load: Load | None) -> None:
+    def __init__(self, read: Callable[[StoreReader], Any], load: Load | None = None, reads: int = 1) -> None:
         self.read = read
         self.load = load
+        self._reads = reads
         self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     @property
     def reads(self) -> int:
-        return 1 if self.load is None else len(self.load.entities)
+        return self._reads if self.load is None else len(self.load.entities)
 
 
 class StoreReads:
     """All reads of the store of one process. Belongs to one event loop; only the reads themselves run in threads.
 
-    At most `concurrent_max` hops are under way and `waiting_max` reads (of an entity, a list, a check) wait; a call that would need
-    more is refused with READS_FULL before anything is read. A load that waits takes further entities in, up to LOAD_ENTITIES_MAX.
+    At most `concurrent_max` hops are under way and `waiting_max` reads (of an entity, of a list, of a subject to check) wait; a call that
+    would need more is refused with READS_FULL before anything is read. A load that waits takes further entities in, up to
+    LOAD_ENTITIES_MAX.
     """
 
     def __init__(
@@ -89,12 +92,25 @@ class StoreReads:
     async def read(self, read: Callable[[StoreReader], T]) -> T:
         """What `read` returns, called in a thread. A caller that gives up while it waits spares the read."""
         self._admit(1)
-        job = _Job(read, None)
-        self._queue.append(job)
-        self._waiting += 1
+        job = self._enqueue(_Job(read))
         self._dispatch()
         result: T = await job.done
         return result
+
+    async def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
+        """StoreReader.check_edges, each subject once, in hops: a check may have to look at many edges, and others wait for the reader."""
+
+        def check(piece: Sequence[str]) -> Callable[[StoreReader], list[bool]]:
+            return lambda reader: reader.check_edges(actor, kind, piece)
+
+        unique = list(dict.fromkeys(subjects))
+        self._admit(len(unique))
+        pieces = [unique[at : at + LOAD_ENTITIES_MAX] for at in range(0, len(unique), LOAD_ENTITIES_MAX)]
+        jobs = [self._enqueue(_Job(check(piece), reads=len(piece))) for piece in pieces]
+        self._dispatch()
+        answers = await asyncio.gather(*(job.done for job in jobs))
+        active = dict(zip(unique, chain.from_iterable(answers), strict=True))
+        return [active[subject] for subject in subjects]
 
     async def close(self) -> None:
         """Refuses what waits and waits for what is under way."""
@@ -111,6 +127,11 @@ class StoreReads:
         if reads and self._waiting + reads > self._waiting_max:
             raise CallRefused(Reason.READS_FULL, retry_after_s=self._retry_after_s)
 
+    def _enqueue(self, job: _Job) -> _Job:
+        self._queue.append(job)
+        self._waiting += job.reads
+        return job
+
     def _open_load(self) -> Load:
         """The load at the end of the queue, if there is one with room; else a new one there."""
         last = self._queue[-1].load if self._queue else None
@@ -121,8 +142,7 @@ class StoreReads:
         def read(reader: StoreReader) -> list[Mapping[tuple[int, int], Shard]]:
             return [reader.read_entity(entity) for entity in load.entities]
 
-        job = self._jobs[load] = _Job(read, load)
-        self._queue.append(job)
+        self._jobs[load] = self._enqueue(_Job(read, load))
         return load
 
     def _dispatch(self) -> None:

@@ -31,19 +31,19 @@ class QueryProcess:
             [SERVICE],
             message_bytes_max=self._limits.message_bytes_max,
         )
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        role.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
-        port = await server.start()
-        await self._service.start()
-        server.set_ready(True)
-        role.ready(address=f"{self._settings.read_host}:{port}")
-        self._service.failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        server.set_ready(False)
-        if not self._service.failed.done():
-            role.not_ready("stopping")
-        await server.stop(self._settings.shutdown_grace_ms / 1e3)
-        await self._service.stop()
+        stop = role.stopping.event()
+        try:
+            await self._service.start()  # before anybody can ask; where it fails, another attempt finds the port free
+            port = await server.start()
+            server.set_ready(True)
+            role.ready(address=f"{self._settings.read_host}:{port}")
+            self._service.failed.add_done_callback(lambda _: stop.set())
+            await stop.wait()
+            server.set_ready(False)
+            if not self._service.failed.done():
+                role.not_ready("stopping")
+        finally:
+            await server.stop(self._settings.shutdown_grace_ms / 1e3)
+            await self._service.stop()
         if self._service.failed.done():
             self._service.failed.result()

@@ -12,7 +12,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from watertower.config import QuerySettings
-from watertower.errors import Reason, Violation
+from watertower.errors import CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
 from watertower.query.cache import CountsCache, Entry
 from watertower.query.loader import StoreReads
@@ -146,7 +146,7 @@ class QueryService:
             ]
         )
         freshness = self._tail.freshness()
-        active = await self._reads.read(lambda reader: reader.check_edges(actor, kind, subjects))
+        active = await self._reads.check_edges(actor, kind, subjects)
         return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness))
 
     async def list_actors(self, request: reader_pb2.ListActorsRequest, context: Context) -> reader_pb2.ListActorsResponse:
@@ -189,12 +189,12 @@ class QueryService:
         violations = violations_of(
             (of_field, id_violation(of)), ("kind", kind_violation(kind)), ("page_size", page_size_violation(request.page_size))
         )
+        refuse_if_any(violations)
         after = None
-        if request.page_token:
+        if request.page_token:  # looked at last: it belongs to a valid request
             after = self._tokens.decode(method, of, kind, request.page_token)
             if after is None:
-                violations.append(Violation("page_token", Reason.PAGE_TOKEN_INVALID))
-        refuse_if_any(violations)
+                raise CallRefused.of([Violation("page_token", Reason.PAGE_TOKEN_INVALID)])
         freshness = self._tail.freshness()
         rows = await self._reads.read(lambda reader: lister(reader)(of, kind, after, size + 1))
         token = self._tokens.encode(method, of, kind, rows[size - 1]) if len(rows) > size else ""

@@ -150,6 +150,22 @@ class LogContract:
                     break
             assert reached[5] >= 0
 
+    def test_a_large_record_does_not_starve(self, log: LogHarness) -> None:
+        """A record that is larger than an even share of the bytes is read after a few reads, though the others would fill them all."""
+        writer, reader = log.writer(), log.reader()
+        append(writer, 5, b"x" * 60)
+        reached = dict.fromkeys(range(8), -1)
+        for _ in range(20):
+            for partition in set(reached) - {5}:
+                append(writer, partition, *[b"loud" for _ in range(10)])
+            found = reader.read(reached, LARGE, 100)
+            assert sum(len(record.payload) for record in found) <= 100
+            for record in found:
+                reached[record.partition] = record.offset
+            if reached[5] >= 0:
+                break
+        assert reached[5] >= 0
+
     def test_a_record_is_found_at_its_offset(self, log: LogHarness) -> None:
         """record_at gives exactly the record there, and None where there is none."""
         first, second = append(log.writer(), 6, b"a", b"b", appended_at=7)

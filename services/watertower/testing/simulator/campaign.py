@@ -1,6 +1,5 @@
 """Many seeds, and what came out of them."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +8,7 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
+from watertower.clock import SystemClock
 from watertower.testing.simulator.run import CALLS, Outcome, Scenario, simulate
 from watertower.testing.simulator.shrink import shrink
 
@@ -27,7 +27,8 @@ def run(
 ) -> dict[str, Any]:
     """Runs the seeds from `start` on. Returns what `watertower simulate --json` prints: seeds, events, simulated_hours, faults (by kind),
     failures (each with its seed, the invariant that broke, and how to replay it), took_s."""
-    began = time.monotonic()
+    clock = SystemClock()
+    began = clock.monotonic_s()
     faults: Counter[str] = Counter()
     failures: list[Outcome] = []
     events, simulated_s = 0, 0.0
@@ -46,7 +47,7 @@ def run(
         "simulated_hours": round(simulated_s / 3_600, 3),
         "faults": dict(sorted(faults.items())),
         "failures": [_failure(outcome) for outcome in failures],
-        "took_s": round(time.monotonic() - began, 1),
+        "took_s": round(clock.monotonic_s() - began, 1),
     }
 
 
