@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.support import skip_or_fail
+from tests.needs import skip_or_fail
 
 FLUSHES = 20
 
