@@ -144,9 +144,10 @@ def _reader(target: str) -> "Iterator[Callable[[str, Any], Any]]":
     from watertower.v1 import reader_pb2_grpc
 
     clock, rng = SystemClock(), random.Random()  # noqa: S311 - jitter
-    with contextlib.closing(connection.open_channel(target)) as channel:
+    server = connection.reader(target)
+    with contextlib.closing(connection.open_channel(server)) as channel:
         stub = reader_pb2_grpc.EngagementReaderStub(channel)
-        yield lambda method, request: connection.call(getattr(stub, method), request, target, connection.READ_POLICY, clock, rng)
+        yield lambda method, request: connection.call(getattr(stub, method), request, server, connection.READ_POLICY, clock, rng)
 
 
 def _list(page: Callable[[int, str], Any], other: str, limit: int | None, page_size: int, json: bool) -> None:
