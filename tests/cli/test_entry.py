@@ -41,7 +41,10 @@ def console(*arguments: str, environment: dict[str, str] | None = None) -> "subp
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        *((module, ["config"]) for module in ("typer", "watertower.cli.reads", "watertower.config", "pydantic", "pydantic.main", "rich.table")),
+        *(
+            (module, ["config"])
+            for module in ("typer", "watertower.cli.reads", "watertower.config", "pydantic", "pydantic.main", "rich.table")
+        ),
         *((module, ["config", "--json"]) for module in ("typer", "pydantic.main")),
     ],
     ids=str,

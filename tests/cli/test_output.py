@@ -105,6 +105,11 @@ def test_json_after_the_end_of_options_is_an_id() -> None:
     assert not output.wants_json(["counts", "--", "--json"])
 
 
+def test_a_preset_that_there_is_not(watertower: Watertower) -> None:
+    """The message names those that there are."""
+    assert watertower("debut", "--preset", "2020") == (2, "", "watertower: --preset 2020: choose 2019 or 2021\n")
+
+
 def test_exit_codes_are_distinct() -> None:
     """A script can tell the outcomes apart."""
     assert len({0, output.EXIT_FAILED, output.EXIT_USAGE, importer.EXIT_REJECTS, output.EXIT_INTERRUPTED}) == 5

@@ -117,23 +117,58 @@ def test_lists_come_page_by_page(client: Watertower, service: FakeService) -> No
     """A list is printed whole, newest first, in as many pages as it takes."""
     result = client("list actors", "star", "--json")
     assert len(service.reads) == 3
-    assert [row["actor"] for row in result.rows] == [*(f"fan{n:04}" for n in reversed(range(2_500))), "-x"]
-    assert result.rows[-2]["occurred_at"] == "2026-01-02T03:04:05.000006Z"
+    *rows, last = result.rows
+    assert [row["actor"] for row in rows] == [*(f"fan{n:04}" for n in reversed(range(2_500))), "-x"]
+    assert rows[-2]["occurred_at"] == "2026-01-02T03:04:05.000006Z"
+    assert last["freshness"]["as_of"] == "2023-11-14T22:13:20.000000Z"
+    assert last["freshness"]["stale"] is False
 
 
 def test_lists_end_at_their_limit(client: Watertower, service: FakeService) -> None:
     """--limit ends the list without asking for more than it prints."""
     result = client("list actors", "star", "--limit", 5, "--page-size", 3)
     assert [request.page_size for request in service.reads] == [3, 2]
-    assert [line.split()[1] for line in result.out.splitlines()] == [f"fan{n}" for n in range(2_499, 2_494, -1)]
+    *lines, last = result.out.splitlines()
+    assert [line.split()[1] for line in lines] == [f"fan{n}" for n in range(2_499, 2_494, -1)]
+    assert last == "as of 2023-11-14T22:13:20.000000Z"
+
+
+def test_a_list_says_when_a_page_is_stale(client: Watertower, service: FakeService) -> None:
+    """One stale page makes the list stale; an empty list has a freshness, too."""
+    stale = common_pb2.Freshness(stale=True, position=encode_position(Position(1, {0: 2})))
+    stale.as_of.FromMicroseconds(1_700_000_000_000_000)
+    service.freshnesses = [stale]
+    assert client("list actors", "star").out.splitlines()[-1] == "as of 2023-11-14T22:13:20.000000Z (stale: the service is behind)"
+    assert client("list actors", "nobody").out == "as of 2023-11-14T22:13:20.000000Z\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "said"),
+    [
+        (["counts", "x", ""], "ID...", "'' must be 1 to 128 bytes of UTF-8"),
+        (["counts", "a\nb"], "ID...", "must not contain control characters"),
+        (["counts", "\udcff"], "ID...", "'\\udcff' must be valid UTF-8"),
+        (["edges", "", "x"], "ACTOR", "'' must be"),
+        (["edges", "x", "x" * 129], "SUBJECT...", "must be 1 to 128 bytes"),
+        (["list", "actors", ""], "SUBJECT", "'' must be"),
+        (["list", "subjects", "\udcff"], "ACTOR", "must be valid UTF-8"),
+    ],
+)
+def test_an_id_that_is_none(watertower: Watertower, arguments: list[str], argument: str, said: str) -> None:
+    """Is bad usage, and named as the argument that it is; nobody is asked."""
+    result = watertower(*arguments, "--read-target", "127.0.0.1:1")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert f"Invalid value for '{argument}': " in result.err
+    assert said in result.err
 
 
 def test_lists_of_subjects(client: Watertower) -> None:
     """What an actor acted on; a comment shows its ref."""
-    assert client("list subjects", "ann", "--kind", "comment", "--json").rows == [
+    assert client("list subjects", "ann", "--kind", "comment", "--json").rows[:-1] == [
         {"subject": "post", "ref": "c1", "occurred_at": "2026-01-02T03:04:05.000006Z"}
     ]
-    assert client("list subjects", "ann", "--kind", "comment").out == "2026-01-02T03:04:05.000006Z  post  c1\n"
+    lines = client("list subjects", "ann", "--kind", "comment").out.splitlines()
+    assert lines == ["2026-01-02T03:04:05.000006Z  post  c1", "as of 2023-11-14T22:13:20.000000Z"]
 
 
 @pytest.mark.slow

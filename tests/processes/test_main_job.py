@@ -152,7 +152,7 @@ def test_counts_and_lists_are_exact_twice_over_and_after_removals(job: Job, tmp_
     assert assert_audit_is_clean(data)["active_edges"] == FOLLOWS
     most, _ = accounts.most_common(1)[0]
     ran = watertower("list", "actors", most, "--json", "--read-target", job.service.read_target)
-    assert [json.loads(line)["actor"] for line in ran.out.splitlines()] == first.followers[most]
+    assert [json.loads(line)["actor"] for line in ran.out.splitlines()[:-1]] == first.followers[most]
 
     summary = job.importing(job.file)
     assert (summary["events"], summary["resumed_after_rows"]) == (FOLLOWS, 0)
