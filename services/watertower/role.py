@@ -105,6 +105,11 @@ class Role:
         self._logger.info("not_ready", reason=reason)
         self._notify({"state": "not_ready", "reason": reason})
 
+    def refused(self, reason: str) -> None:
+        """Says why the role will not run, right before the process ends with EXIT_REFUSED."""
+        self._logger.error("refused", reason=reason)
+        self._notify({"state": "refused", "reason": reason})
+
     def _notify(self, message: dict[str, Any]) -> None:
         if self._notify_fd is not None:
             try:

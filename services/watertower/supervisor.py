@@ -24,6 +24,12 @@ from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, NOTIFY_VARIABLE
 ROLES = ("ingest", "projector", "query")
 """In the order in which they stop: first nothing more comes in, then what came in is applied, then reads end."""
 
+EXIT_KILLED = 1
+"""Exit code when a role did not end by itself and was killed."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code of Ctrl-C before the service was ready."""
+
 STABLE_S = 30.0
 """Seconds after which a role counts as well again: its next restart waits as short as its first."""
 
@@ -66,23 +72,30 @@ class Supervisor:
         self._children = [_Child(name) for name in ROLES]
         self._selector = selectors.DefaultSelector()
         self._signals = 0
-        self._refused = False
+        self._interrupted = False
+        self._killed = False
+        self.refusal = ""
+        """Which role refused to run, and why; empty when none did."""
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._logger = structlog.get_logger("watertower.supervisor")
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT, or until a role refuses to start. Returns the exit code."""
+        """Until SIGTERM or SIGINT, or until a role refuses to run. Returns the exit code."""
         signal.set_wakeup_fd(self._wake_w)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._selector.register(self._wake_r, selectors.EVENT_READ)
         try:
-            while not self._signals and not self._refused:
+            while not self._signals and not self.refusal:
                 self._step()
         finally:
             self._stop_all()
             signal.set_wakeup_fd(-1)
-        return EXIT_REFUSED if self._refused else 0
+        if self.refusal:
+            return EXIT_REFUSED
+        if self._killed:
+            return EXIT_KILLED
+        return EXIT_INTERRUPTED if self._interrupted else 0
 
     def _step(self) -> None:
         now = self._clock.monotonic_s()
@@ -111,21 +124,27 @@ class Supervisor:
             for line in lines:
                 child.state = json.loads(line)
                 child.was_ready = child.was_ready or child.ready
-                self._logger.info(
-                    "role_" + child.state["state"], child=child.name, **{k: v for k, v in child.state.items() if k != "state"}
-                )
+                if child.state["state"] != "refused":  # that is said when it has ended
+                    self._logger.info(
+                        "role_" + child.state["state"], child=child.name, **{k: v for k, v in child.state.items() if k != "state"}
+                    )
 
     def _start(self, child: _Child) -> None:
         read_fd, write_fd = os.pipe()
         environment = {**os.environ, NOTIFY_VARIABLE: str(write_fd)}
         if child.starts:
             environment.pop("WATERTOWER_FAILPOINTS", None)  # a planned death happens once
-        child.process = subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "watertower", child.name, *self._arguments],
-            stdin=subprocess.PIPE,  # held open: its end tells the child that we are gone
-            pass_fds=[write_fd],
-            env=environment,
-        )
+        # Ctrl-C reaches the whole foreground group. The child inherits the mask: it waits for its turn (SIGTERM) from its first moment on.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            child.process = subprocess.Popen(  # noqa: S603 - our own command line
+                [sys.executable, "-m", "watertower", child.name, *self._arguments],
+                stdin=subprocess.PIPE,  # held open: its end tells the child that we are gone
+                pass_fds=[write_fd],
+                env=environment,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(write_fd)
         child.notify_fd, child.buffer, child.state = read_fd, b"", {}
         child.starts += 1
@@ -134,12 +153,14 @@ class Supervisor:
         self._logger.info("role_started", child=child.name, pid=child.process.pid, starts=child.starts)
 
     def _died(self, child: _Child) -> None:
+        self._wait(0)  # for its last word
+        reason = child.state["reason"] if child.state.get("state") == "refused" else "its log says why"
         code = self._reap(child)
         # An address that was ours before is taken for a while only. The usual holder is a client: it goes on connecting to the port of a
         # role that is down, is given that very port for its own end, and is connected with itself.
         if code == EXIT_REFUSED or (code == EXIT_ADDRESS_TAKEN and not child.was_ready):
-            self._refused = True
-            self._logger.error("role_refused", child=child.name)
+            self.refusal = f"{child.name} refused to run: {reason}"
+            self._logger.error("role_refused", child=child.name, reason=reason)
             return
         now = self._clock.monotonic_s()
         child.failures = 0 if now - child.started_at > STABLE_S else child.failures + 1
@@ -176,8 +197,10 @@ class Supervisor:
             if process.poll() is None:
                 self._logger.error("role_killed", child=child.name, pid=process.pid)
                 process.kill()
+                self._killed = True
             code = self._reap(child)
             self._logger.info("role_stopped", child=child.name, exit_code=code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+        self._interrupted = self._interrupted or (number == signal.SIGINT and not self._said_ready)

@@ -1,6 +1,7 @@
 """`watertower import`: which events a file becomes, what is rejected, and how an import that was cut off goes on."""
 
 import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -18,8 +19,9 @@ import pytest
 
 from tests.cli.conftest import Watertower
 from tests.cli.fakes import Event, FakeService, Refusal, serving
-from watertower.cli import import_run
+from watertower.cli import import_run, import_state
 from watertower.cli.import_source import LINE_BYTES_MAX
+from watertower.cli.output import CommandFailed
 from watertower.errors import Reason
 from watertower.v1 import writer_pb2
 
@@ -42,7 +44,7 @@ def rejects(path: Path) -> list[str]:
 
 def test_the_first_two_columns_are_actor_and_subject(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """A csv needs no options: its first two columns become follows, all of one time, and the summary says how many."""
-    file = write(tmp_path / "f.csv", "id_1,id_2,other\n0,1,x\n0,2,y\n")
+    file = write(tmp_path / "f.csv", "actor,subject,other\n0,1,x\n0,2,y\n")
     before_us = time.time_ns() // 1000
     result = client("import", file, "--json")
     assert result.code == 0
@@ -57,14 +59,14 @@ def test_the_first_two_columns_are_actor_and_subject(tmp_path: Path, service: Fa
 
 def test_mutual_rows_are_two_edges(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """--mutual makes each row two edges, one each way."""
-    result = client("import", write(tmp_path / "f.csv", "a,b\nann,bob\n"), "--mutual", "--json")
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"), "--mutual", "--json")
     assert edges(service) == [("ann", FOLLOW, "bob", "", ACTIVE), ("bob", FOLLOW, "ann", "", ACTIVE)]
     assert (result.json["rows"], result.json["events"]) == (1, 2)
 
 
 def test_remove_sets_edges_to_removed(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """--remove says REMOVED, for the kind that was named."""
-    client("import", write(tmp_path / "f.csv", "a,b\nann,post\n"), "--remove", "--kind", "like")
+    client("import", write(tmp_path / "f.csv", "actor,subject\nann,post\n"), "--remove", "--kind", "like")
     assert edges(service) == [("ann", LIKE, "post", "", REMOVED)]
 
 
@@ -90,7 +92,7 @@ def test_columns_are_chosen_by_name(tmp_path: Path, service: FakeService, client
 
 def test_a_comment_takes_its_ref_from_the_third_column(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """For comments, the third column is the ref unless another one is named."""
-    client("import", write(tmp_path / "f.csv", "a,b,c\nann,post,c1\n"), "--kind", "comment")
+    client("import", write(tmp_path / "f.csv", "actor,subject,ref\nann,post,c1\n"), "--kind", "comment")
     assert edges(service) == [("ann", COMMENT, "post", "c1", ACTIVE)]
 
 
@@ -100,11 +102,42 @@ def test_a_csv_without_a_header(tmp_path: Path, service: FakeService, client: Wa
     assert edges(service) == [("ann", FOLLOW, "bob", "", ACTIVE)]
 
 
+def test_columns_are_found_by_name_in_any_order(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """A header decides by its names, not by its order; columns that nobody asked for are left alone."""
+    assert client("import", write(tmp_path / "f.csv", "subject,since,actor\nbob,2020,ann\n")).code == 0
+    assert edges(service) == [("ann", FOLLOW, "bob", "", ACTIVE)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        ((), "ann,bob\ncid,bob\n", "it has 'ann', 'bob': name the columns with --actor-column, --subject-column, or say --no-header if"),
+        ((), "id_1,actor\ncid,bob\n", "names no column 'subject'; it has 'id_1', 'actor'"),
+        (
+            ("--kind", "comment"),
+            "actor,subject\nann,p\n",
+            "no column 'ref'; it has 'actor', 'subject': name the columns with --actor-column, ",
+        ),
+        ((), "actor;subject\nann;bob\n", "columns must be separated by commas, and here seem to be by ';'"),
+        ((), "actor\tsubject\nann\tbob\n", r"columns must be separated by commas, and here seem to be by '\t'"),
+    ],
+)
+def test_a_first_line_that_names_other_columns(
+    tmp_path: Path, service: FakeService, client: Watertower, arguments: tuple[str, ...], text: str, message: str
+) -> None:
+    """A first row is not taken for a header, and columns are not guessed: the message names what is there and the options."""
+    result = client("import", write(tmp_path / "f.csv", text), *arguments)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert message in result.err
+    assert service.calls == []
+
+
 def test_a_column_that_is_not_there(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """A wrong column name is bad usage, and the message names the columns that there are."""
-    result = client("import", write(tmp_path / "f.csv", "a,b\nann,bob\n"), "--actor-column", "who")
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n")
+    result = client("import", file, "--actor-column", "who")
     assert result.code == 2
-    assert "no column 'who'; it has 'a', 'b'" in result.err
+    assert f"the first line of {file} names no column 'who'; it has 'actor', 'subject': " in result.err
     assert service.events == []
     assert client("import", tmp_path / "f.csv").code == 0  # nothing was begun, so nothing is in the way
 
@@ -122,13 +155,13 @@ def test_a_column_that_is_not_there(tmp_path: Path, service: FakeService, client
 )
 def test_times(tmp_path: Path, service: FakeService, client: Watertower, unit: str, text: str, micros: int) -> None:
     """A time column is RFC 3339, or a number in the unit that was named; microseconds are kept, what is finer is cut off."""
-    client("import", write(tmp_path / "f.csv", f"a,b,at\nann,bob,{text}\n"), "--time-column", "at", "--time-unit", unit)
+    client("import", write(tmp_path / "f.csv", f"actor,subject,at\nann,bob,{text}\n"), "--time-column", "at", "--time-unit", unit)
     assert [event.occurred_at for event in service.events] == [micros]
 
 
 def test_rows_without_a_time_take_the_one_given(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """--at is the time of every row that has none of its own."""
-    file = write(tmp_path / "f.csv", "a,b,at\nann,bob,\nann,cem,2026-01-02T03:04:06Z\n")
+    file = write(tmp_path / "f.csv", "actor,subject,at\nann,bob,\nann,cem,2026-01-02T03:04:06Z\n")
     client("import", file, "--at", "2026-01-02T03:04:05Z", "--time-column", "at")
     assert [e.occurred_at for e in sorted(service.events, key=lambda e: e.subject)] == [1_767_323_045_000_000, 1_767_323_046_000_000]
 
@@ -145,7 +178,7 @@ def test_ndjson(tmp_path: Path, service: FakeService, client: Watertower) -> Non
 def test_bad_rows_are_rejected_and_the_rest_goes_in(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """Each bad row goes to the rejects file with its line and the rule that it breaks; the others go in; the exit code is 3."""
     lines = [
-        b"a,b,at",
+        b"actor,subject,at",
         b"ann,bob,",
         b",bob,",
         b"ann,ann,",
@@ -208,7 +241,7 @@ def test_bad_ndjson_rows(tmp_path: Path, service: FakeService, client: Watertowe
 
 def test_a_missing_ref_of_a_comment(tmp_path: Path, client: Watertower) -> None:
     """A comment without an id of its own is rejected."""
-    file = write(tmp_path / "f.csv", "a,b,c\nann,post,\n")
+    file = write(tmp_path / "f.csv", "actor,subject,ref\nann,post,\n")
     assert client("import", file, "--kind", "comment").code == 3
     assert "ref is required for COMMENT" in rejects(file)[1]
 
@@ -218,7 +251,7 @@ def test_a_line_over_the_limit(tmp_path: Path, service: FakeService, client: Wat
     fits = "ann,bob,".ljust(LINE_BYTES_MAX - 1, "x") + "\n"
     long = "ann,dan,".ljust(3 * LINE_BYTES_MAX, "x") + "\n"
     one_more = "ann,dan,".ljust(LINE_BYTES_MAX, "x") + "\n"
-    file = write(tmp_path / "f.csv", "a,b,c\n" + fits + long + one_more + "ann,cem,\n")
+    file = write(tmp_path / "f.csv", "actor,subject,c\n" + fits + long + one_more + "ann,cem,\n")
     assert client("import", file).code == 3
     assert edges(service) == [("ann", FOLLOW, "bob", "", ACTIVE), ("ann", FOLLOW, "cem", "", ACTIVE)]
     for number, line in zip((3, 4), rejects(file)[1:], strict=True):
@@ -227,7 +260,7 @@ def test_a_line_over_the_limit(tmp_path: Path, service: FakeService, client: Wat
 
 def test_quoted_fields(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """Quoted fields may hold commas, quotation marks and, in other columns, line ends; line numbers count lines of the file."""
-    file = write(tmp_path / "f.csv", 'a,b,bio\r\n"ann, a.","b""ob",x\r\ncem,dan,"one\r\nfay,gus,""two"""\r\n,eve,\r\n')
+    file = write(tmp_path / "f.csv", 'actor,subject,bio\r\n"ann, a.","b""ob",x\r\ncem,dan,"one\r\nfay,gus,""two"""\r\n,eve,\r\n')
     assert client("import", file).code == 3
     assert edges(service) == [("ann, a.", FOLLOW, 'b"ob', "", ACTIVE), ("cem", FOLLOW, "dan", "", ACTIVE)]
     assert rejects(file)[1].startswith("5,actor must be")
@@ -236,7 +269,7 @@ def test_quoted_fields(tmp_path: Path, service: FakeService, client: Watertower)
 def test_a_stray_quotation_mark_swallows_no_rows(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """A quoted field that never ends costs its own row only, not those behind it."""
     rows = "".join(f"ann,s{n}\n" for n in range(20_000))
-    file = write(tmp_path / "f.csv", 'a,b\n"ann,bob\n' + rows)
+    file = write(tmp_path / "f.csv", 'actor,subject\n"ann,bob\n' + rows)
     assert client("import", file, "--json").json["rejected"] == 1
     assert rejects(file)[1].startswith("2,is no valid csv")
     assert {event.subject for event in service.events} == {f"s{n}" for n in range(20_000)}
@@ -244,31 +277,63 @@ def test_a_stray_quotation_mark_swallows_no_rows(tmp_path: Path, service: FakeSe
 
 def test_batches_are_bounded(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """A call has at most 1,000 events, and at most about 1 MiB of rows is held for it."""
-    file = write(tmp_path / "f.csv", "a,b\n" + "".join(f"a{n},b{n}\n" for n in range(1_250)))
+    file = write(tmp_path / "f.csv", "actor,subject\n" + "".join(f"a{n},b{n}\n" for n in range(1_250)))
     client("import", file, "--mutual")
     assert sorted(len(call.events) for call in service.calls) == [500, 1_000, 1_000]
     service.calls.clear()
-    wide = write(tmp_path / "wide.csv", "a,b,c\n" + "".join(f"a{n},b,{'x' * 60_000}\n" for n in range(40)))
+    wide = write(tmp_path / "wide.csv", "actor,subject,c\n" + "".join(f"a{n},b,{'x' * 60_000}\n" for n in range(40)))
     client("import", wide)
     assert sorted(len(call.events) for call in service.calls) == [4, 18, 18]
 
 
-def test_a_damaged_gzip_file(tmp_path: Path, client: Watertower) -> None:
+def test_a_damaged_gzip_file(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """A gzip file that is cut off is said to be damaged: exit code 1, one line, no traceback."""
     file = tmp_path / "f.csv.gz"
     with gzip.open(file, "wt") as out:
-        out.write("a,b\n" + "".join(f"a{n},b{n}\n" for n in range(100_000)))
+        out.write("actor,subject\n" + "".join(f"a{n},b{n}\n" for n in range(100_000)))
     file.write_bytes(file.read_bytes()[:-100_000])
     result = client("import", file)
     assert result.code == 1
     assert "is damaged" in result.err
     assert len(result.err.splitlines()) == 1
+    recorded = json.loads(Path(f"{file}.watertower-import.json").read_text())["events"]
+    assert 0 < recorded <= len(service.events)
+    assert f"before the damage, {recorded:,} rows were recorded; mend the file and import it with --restart" in result.err
 
 
-def test_a_file_that_is_no_gzip_file(tmp_path: Path, client: Watertower) -> None:
-    """A .gz that is none is said to be damaged."""
-    result = client("import", write(tmp_path / "f.csv.gz", "a,b\n1,2\n"))
-    assert (result.code, "is damaged" in result.err) == (1, True)
+def test_a_gzip_file_damaged_at_its_start(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """It is not said that rows were taken when none was; the mended file can be imported with the same command."""
+    file = tmp_path / "f.csv.gz"
+    with gzip.open(file, "wt") as out:
+        out.write("actor,subject\nann,bob\n")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:20])
+    result = client("import", file)
+    assert (result.code, service.events) == (1, [])
+    assert "is damaged" in result.err
+    assert "no row was recorded" in result.err
+    file.write_bytes(whole)
+    assert client("import", file).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("f.csv.gz", b"actor,subject\n1,2\n", "is no gzip file: name it without .gz, if it is not compressed"),
+        ("f.csv", gzip.compress(b"actor,subject\n1,2\n"), "is compressed with gzip: give it a name that ends in .gz"),
+        ("f.ndjson", gzip.compress(b"{}"), "is compressed with gzip: give it a name that ends in .gz"),
+        ("f.csv", b"actor,subject\rann,bob\r", "its lines end with CR alone, write them with LF"),
+        ("f.csv", b"", "the first line must name the columns"),
+    ],
+)
+def test_files_of_another_kind(tmp_path: Path, client: Watertower, name: str, content: bytes, message: str) -> None:
+    """Compressed or not against its name, or with the line ends of another age: one line that says what to do, and nothing is left."""
+    file = tmp_path / name
+    file.write_bytes(content)
+    result = client("import", file)
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert message in result.err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_rows_that_the_service_refuses(tmp_path: Path, service: FakeService, client: Watertower) -> None:
@@ -279,7 +344,7 @@ def test_rows_that_the_service_refuses(tmp_path: Path, service: FakeService, cli
         return Refusal(grpc.StatusCode.INVALID_ARGUMENT, violations=broken, reason="ID_LENGTH") if broken else None
 
     service.on_record = on_record
-    file = write(tmp_path / "f.csv", "a,b\nann,bob\nbad,bob\ncem,bob\n")
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\nbad,bob\ncem,bob\n")
     result = client("import", file, "--mutual", "--json")
     assert result.code == 3
     assert (result.json["events"], result.json["rejected"]) == (4, 1)
@@ -291,7 +356,7 @@ def test_a_clock_that_is_ahead_of_the_service(tmp_path: Path, service: FakeServi
     """When the service refuses the one time of the import, no row is blamed: the import fails and says what to do."""
     violations = (("events[0].occurred_at", Reason.OCCURRED_AT_FUTURE.rule),)
     service.on_record = lambda number, request: Refusal(grpc.StatusCode.INVALID_ARGUMENT, violations=violations)
-    file = write(tmp_path / "f.csv", "a,b\nann,bob\n")
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n")
     result = client("import", file)
     assert result.code == 1
     assert "set the clock, or give --at" in result.err
@@ -303,7 +368,7 @@ def test_a_shed_call_is_repeated_unchanged(tmp_path: Path, service: FakeService,
     service.on_record = lambda number, request: (
         Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="QUEUE_FULL", retry_after_s=0.2, pushback="200") if number <= 2 else None
     )
-    result = client("import", write(tmp_path / "f.csv", "a,b\nann,bob\n"), "--json")
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"), "--json")
     assert result.json["events"] == 1
     assert len(service.calls) == 3
     assert service.calls[0] == service.calls[1] == service.calls[2]
@@ -315,7 +380,7 @@ def test_an_import_that_failed_goes_on(tmp_path: Path, service: FakeService, cli
     """An import that ends in the middle remembers what was acknowledged without a gap; the same command sends the rest, at the same
     time, and the rejects file has each row once."""
     rows = "".join(f"a{n},s\n" if n % 1_000 != 500 else f",bad{n}\n" for n in range(20_000))
-    file = write(tmp_path / "f.csv", "a,b\n" + rows)
+    file = write(tmp_path / "f.csv", "actor,subject\n" + rows)
     service.on_record = lambda number, request: (
         Refusal(grpc.StatusCode.UNAVAILABLE, reason="LOG_UNAVAILABLE", retry_after_s=0.0) if number > 9 else None
     )
@@ -338,7 +403,7 @@ def test_an_import_that_failed_goes_on(tmp_path: Path, service: FakeService, cli
 
 def test_a_finished_import_begins_anew(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """Importing a file again sends all rows again, at a new time, so that a removal in between is undone."""
-    file = write(tmp_path / "f.csv", "a,b\nann,bob\n")
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n")
     client("import", file)
     client("import", file)
     first, second = service.events
@@ -348,13 +413,14 @@ def test_a_finished_import_begins_anew(tmp_path: Path, service: FakeService, cli
 
 def test_another_unfinished_import_is_not_forgotten(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """An unfinished import with other options, or of a changed file, is neither continued nor forgotten, unless --restart says so."""
-    file = write(tmp_path / "f.csv", "a,b\nann,bob\n")
-    service.on_record = lambda number, request: Refusal(grpc.StatusCode.UNAVAILABLE)
+    file = write(tmp_path / "f.csv", "actor,subject\n" + "".join(f"a{n},s\n" for n in range(20_000)))
+    service.on_record = lambda number, request: Refusal(grpc.StatusCode.UNAVAILABLE) if number > 9 else None
     client("import", file, "--retry-for", 0)
     service.on_record = lambda number, request: None
+    service.recorded.clear()
     result = client("import", file, "--remove")
     assert (result.code, "differs in remove" in result.err) == (1, True)
-    file.write_text("a,b\nann,cem\ncem,dan\n")
+    file.write_text("actor,subject\nann,cem\ncem,dan\n")
     result = client("import", file)
     assert (result.code, "--restart" in result.err) == (1, True)
     assert service.events == []
@@ -362,9 +428,108 @@ def test_another_unfinished_import_is_not_forgotten(tmp_path: Path, service: Fak
     assert len(service.events) == 2
 
 
+def test_an_import_that_recorded_nothing_is_in_nobodys_way(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """After an attempt that recorded no row, the corrected command begins anew; the same one takes the time of the first attempt, whose
+    calls may have arrived. Neither speaks of going on."""
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n")
+    service.on_record = lambda number, request: Refusal(grpc.StatusCode.UNAVAILABLE)
+    failed = client("import", file, "--retry-for", 0)
+    assert failed.code == 1
+    assert "no row was recorded; run the same command again to go on" in failed.err
+    service.on_record = lambda number, request: None
+    again = client("import", file)
+    assert (again.code, again.err) == (0, "")
+    assert {event.occurred_at for event in service.events} == {service.calls[0].events[0].occurred_at.ToMicroseconds()}
+
+    service.on_record = lambda number, request: Refusal(grpc.StatusCode.UNAVAILABLE)
+    client("import", file, "--retry-for", 0)
+    service.on_record = lambda number, request: None
+    corrected = client("import", file, "--at", "2026-01-02T03:04:05Z")
+    assert (corrected.code, corrected.err) == (0, "")
+    assert service.events[-1].occurred_at == 1_767_323_045_000_000
+
+
+def test_a_service_that_is_lost(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """The message says how many rows are recorded and what to do; the import that went on speaks of the rate of its own part."""
+    file = write(tmp_path / "f.csv", "actor,subject\n" + "".join(f"a{n},s\n" for n in range(20_000)))
+    service.on_record = lambda number, request: Refusal(grpc.StatusCode.UNAVAILABLE) if number > 9 else None
+    failed = client("import", file, "--retry-for", 0, "--json")
+    error = json.loads(failed.err)
+    state = json.loads(Path(f"{file}.watertower-import.json").read_text())
+    assert f"{state['events']:,} rows were recorded; run the same command again to go on" in error["error"]
+    assert error["status"] == "UNAVAILABLE"
+    service.on_record = lambda number, request: None
+    result = client("import", file)
+    assert f"continuing the import that was cut off after {state['rows']:,} rows" in result.err
+    assert result.out.startswith("20,000 rows read, 20,000 events recorded (")
+    assert result.out.count(" a second in this run)") == 2
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard", "of the state"])
+def test_rejects_do_not_overwrite_what_is_imported(tmp_path: Path, service: FakeService, client: Watertower, link: str) -> None:
+    """A rejects file that is the input, under whatever name, or the state, is bad usage; nothing is touched."""
+    file = write(tmp_path / "f.csv", "actor,subject\nann,ann\n")
+    other = tmp_path / "other.csv"
+    more: tuple[object, ...] = ()
+    if link == "same":
+        other = tmp_path / ".." / tmp_path.name / "f.csv"
+    elif link == "symbolic":
+        other.symlink_to(file)
+    elif link == "hard":
+        other.hardlink_to(file)
+    else:
+        more = ("--state", other)
+    result = client("import", file, "--rejects", other, *more)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "the file to import" in result.err
+    assert client("import", file, "--state", file).code == 2
+    assert file.read_text() == "actor,subject\nann,ann\n"
+
+
+def test_one_import_of_a_state_at_a_time(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """A second import that would write the same state and rejects is refused while the first one runs; one with its own is not."""
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n,bob\n")
+    state = Path(f"{file}.watertower-import.json")
+    with import_state.locked(state):
+        result = client("import", file)
+        assert (result.code, service.events) == (1, [])
+        assert f"another import that keeps its state in {state} is running" in result.err
+        assert client("import", file, "--state", tmp_path / "s", "--rejects", tmp_path / "r").code == 3
+    assert client("import", file).code == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.csv", f"{file.name}.rejects.csv", state.name, "r", "s"]
+
+
+def test_a_lock_whose_file_is_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gets the lock on a file that its last holder has just removed does not take it for the lock: others would not see it."""
+    lock, flock = tmp_path / "state.lock", fcntl.flock
+
+    def removed(descriptor: int, operation: int) -> None:
+        lock.unlink()
+        monkeypatch.setattr(fcntl, "flock", flock)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with import_state.locked(tmp_path / "state"):
+        assert lock.exists()
+        with pytest.raises(CommandFailed, match="is running"), import_state.locked(tmp_path / "state"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_its_own_that_cannot_be_written(tmp_path: Path, client: Watertower) -> None:
+    """The message names the file that is imported, the one that cannot be written, and the options for another one."""
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n,bob\n")
+    for option in ("--state", "--rejects"):
+        result = client("import", file, option, tmp_path / "none" / "x")
+        assert (result.code, len(result.err.splitlines())) == (1, 1)
+        assert result.err.startswith(f"watertower: {file}: its import keeps its progress")
+        assert f"{tmp_path / 'none' / 'x'}" in result.err
+        assert "No such file or directory; name others with --state and --rejects" in result.err
+
+
 def test_a_service_with_another_log(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """An import that goes on against another log would leave rows out: it is refused, and says to use --restart."""
-    file = write(tmp_path / "f.csv", "a,b\n" + "".join(f"a{n},s\n" for n in range(20_000)))
+    file = write(tmp_path / "f.csv", "actor,subject\n" + "".join(f"a{n},s\n" for n in range(20_000)))
     service.offset = 1_000
     service.on_record = lambda number, request: Refusal(grpc.StatusCode.UNAVAILABLE) if number > 9 else None
     client("import", file, "--retry-for", 0)
@@ -377,7 +542,7 @@ def test_a_service_with_another_log(tmp_path: Path, service: FakeService, client
 def test_a_state_file_that_is_none(tmp_path: Path, client: Watertower) -> None:
     """A state file with other content is refused by name, not overwritten."""
     state = write(tmp_path / "state.json", "{}")
-    result = client("import", write(tmp_path / "f.csv", "a,b\nann,bob\n"), "--state", state)
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"), "--state", state)
     assert (result.code, f"{state} is no import state" in result.err) == (1, True)
     assert state.read_text() == "{}"
 
@@ -385,7 +550,7 @@ def test_a_state_file_that_is_none(tmp_path: Path, client: Watertower) -> None:
 def test_waits_until_the_reader_shows_it(tmp_path: Path, service: FakeService, client: Watertower) -> None:
     """By default the command ends only when the reader's position covers every write token; --no-wait does not ask the reader."""
     service.visible_lag_reads = 3
-    result = client("import", write(tmp_path / "f.csv", "a,b\nann,bob\n"))
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"))
     assert "all of them are counted" in result.out
     assert len(service.reads) == 4
     service.reads.clear()
@@ -398,27 +563,37 @@ def test_a_reader_that_stands_still(tmp_path: Path, service: FakeService, client
     """A reader that comes no further is given up on, saying that the rows are recorded all the same."""
     monkeypatch.setattr(import_run, "WAIT_STALLED_S", 0.2)
     service.visible_lag_reads = 1_000_000
-    result = client("import", write(tmp_path / "f.csv", "a,b\nann,bob\n"))
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"))
     assert result.code == 1
     assert "all rows are recorded, but the reader" in result.err
+
+
+def test_a_reader_that_is_not_there(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """What is recorded is said to be, when nobody can say whether it is counted."""
+    service.on_read = lambda method: Refusal(grpc.StatusCode.INTERNAL)
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"))
+    assert result.code == 1
+    assert "all rows are recorded, but whether they are counted is not known: " in result.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["f.txt"], "the name must end in .csv"),
+        (["."], "the name must end in .csv, .ndjson, .jsonl (or that and .gz)"),
         (["f.csv", "--time-unit", "h"], "must be one of rfc3339, s, ms, us"),
         (["f.csv", "--at", "noon"], "--at noon: is no time"),
         (["f.csv", "--kind", "comment", "--mutual"], "--mutual: a comment has an id of its own"),
         (["f.csv", "--kind", "wave"], "'wave' is no kind: follow, like, comment"),
-        (["f.csv", "--write-target", "nowhere"], "'nowhere' is no address"),
+        (["f.csv", "--read-target", "x:0"], "--read-target x:0: must be HOST:PORT, as in 127.0.0.1:50052"),
+        (["f.csv", "--write-target", "nowhere"], "--write-target nowhere: must be HOST:PORT, as in 127.0.0.1:50051"),
     ],
 )
 def test_bad_usage(tmp_path: Path, watertower: Watertower, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
     """Bad usage is one line that says what is wrong; exit code 2."""
     monkeypatch.chdir(tmp_path)
     for name in ("f.csv", "f.txt"):
-        write(tmp_path / name, "a,b\nann,bob\n")
+        write(tmp_path / name, "actor,subject\nann,bob\n")
     result = watertower("import", *arguments)
     assert result.code == 2
     assert message in result.err
@@ -434,7 +609,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, watertower: Watertower) -> Non
 
 def test_a_terminal_shows_progress(tmp_path: Path, service: FakeService) -> None:
     """On a terminal, rows and events a second are shown while the import runs; results still go to standard output alone."""
-    file = write(tmp_path / "f.csv", "a,b\n" + "".join(f"a{n},s\n" for n in range(3_000)))
+    file = write(tmp_path / "f.csv", "actor,subject\n" + "".join(f"a{n},s\n" for n in range(3_000)))
     ours, theirs = pty.openpty()
     with serving(service) as target:
         command = [sys.executable, "-m", "watertower", "import", str(file), "--write-target", target, "--read-target", target]
@@ -478,7 +653,7 @@ def import_process(file: Path, target: str, *more: str) -> "subprocess.Popen[str
 def test_a_killed_import_sends_identical_events(tmp_path: Path, service: FakeService, kill: int) -> None:
     """An import killed in the middle, at whatever point, and run again has sent every row, each time as the identical event."""
     rows = [(f"a{n}", f"s{n % 7}") for n in range(20_000)]
-    file = write(tmp_path / "f.csv", "a,b\n" + "".join(f"{a},{s}\n" for a, s in rows))
+    file = write(tmp_path / "f.csv", "actor,subject\n" + "".join(f"{a},{s}\n" for a, s in rows))
     killed = Killed(service, free=10)
     with serving(service) as target:
         process = import_process(file, target)

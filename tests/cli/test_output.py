@@ -1,5 +1,6 @@
 """Errors and exit codes of the command line as a whole."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -27,6 +28,27 @@ def test_help(watertower: Watertower) -> None:
     assert result.code == 0
     for command in ("serve", "ingest", "projector", "query", "config", "import", "counts", "edges", "list", "export", "audit", "debut"):
         assert command in result.out
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["counts", "-h"], ["list", "actors", "-h"]])
+def test_help_has_a_short_option(watertower: Watertower, arguments: list[str]) -> None:
+    """-h is --help, of every command."""
+    result = watertower(*arguments)
+    assert (result.code, "Usage:" in result.out) == (0, True)
+
+
+def test_version(watertower: Watertower) -> None:
+    """--version prints that of the package."""
+    assert watertower("--version") == (0, f"watertower {importlib.metadata.version('watertower')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(["wave"], "watertower"), (["counts"], "watertower counts"), (["list", "actors", "x", "--kind", "y"], "watertower list actors")],
+)
+def test_bad_usage_names_the_help_of_its_command(watertower: Watertower, arguments: list[str], command: str) -> None:
+    """Not that of the whole, which says nothing about the option that was wrong."""
+    assert f"(see `{command} --help`)" in watertower(*arguments).err
 
 
 @pytest.mark.parametrize("arguments", [["wave"], ["counts"], ["counts", "x", "--wave"], ["counts", "x", "--metric", "waves"]])
@@ -81,6 +103,11 @@ def test_json_after_the_end_of_options_is_an_id() -> None:
     """`counts -- --json` asks for the counts of the id `--json`."""
     assert output.wants_json(["counts", "x", "--json"])
     assert not output.wants_json(["counts", "--", "--json"])
+
+
+def test_a_preset_that_there_is_not(watertower: Watertower) -> None:
+    """The message names those that there are."""
+    assert watertower("debut", "--preset", "2020") == (2, "", "watertower: --preset 2020: choose 2019 or 2021\n")
 
 
 def test_exit_codes_are_distinct() -> None:

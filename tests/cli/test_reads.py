@@ -117,23 +117,58 @@ def test_lists_come_page_by_page(client: Watertower, service: FakeService) -> No
     """A list is printed whole, newest first, in as many pages as it takes."""
     result = client("list actors", "star", "--json")
     assert len(service.reads) == 3
-    assert [row["actor"] for row in result.rows] == [*(f"fan{n:04}" for n in reversed(range(2_500))), "-x"]
-    assert result.rows[-2]["occurred_at"] == "2026-01-02T03:04:05.000006Z"
+    *rows, last = result.rows
+    assert [row["actor"] for row in rows] == [*(f"fan{n:04}" for n in reversed(range(2_500))), "-x"]
+    assert rows[-2]["occurred_at"] == "2026-01-02T03:04:05.000006Z"
+    assert last["freshness"]["as_of"] == "2023-11-14T22:13:20.000000Z"
+    assert last["freshness"]["stale"] is False
 
 
 def test_lists_end_at_their_limit(client: Watertower, service: FakeService) -> None:
     """--limit ends the list without asking for more than it prints."""
     result = client("list actors", "star", "--limit", 5, "--page-size", 3)
     assert [request.page_size for request in service.reads] == [3, 2]
-    assert [line.split()[1] for line in result.out.splitlines()] == [f"fan{n}" for n in range(2_499, 2_494, -1)]
+    *lines, last = result.out.splitlines()
+    assert [line.split()[1] for line in lines] == [f"fan{n}" for n in range(2_499, 2_494, -1)]
+    assert last == "as of 2023-11-14T22:13:20.000000Z"
+
+
+def test_a_list_says_when_a_page_is_stale(client: Watertower, service: FakeService) -> None:
+    """One stale page makes the list stale; an empty list has a freshness, too."""
+    stale = common_pb2.Freshness(stale=True, position=encode_position(Position(1, {0: 2})))
+    stale.as_of.FromMicroseconds(1_700_000_000_000_000)
+    service.freshnesses = [stale]
+    assert client("list actors", "star").out.splitlines()[-1] == "as of 2023-11-14T22:13:20.000000Z (stale: the service is behind)"
+    assert client("list actors", "nobody").out == "as of 2023-11-14T22:13:20.000000Z\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "said"),
+    [
+        (["counts", "x", ""], "ID...", "'' must be 1 to 128 bytes of UTF-8"),
+        (["counts", "a\nb"], "ID...", "must not contain control characters"),
+        (["counts", "\udcff"], "ID...", "'\\udcff' must be valid UTF-8"),
+        (["edges", "", "x"], "ACTOR", "'' must be"),
+        (["edges", "x", "x" * 129], "SUBJECT...", "must be 1 to 128 bytes"),
+        (["list", "actors", ""], "SUBJECT", "'' must be"),
+        (["list", "subjects", "\udcff"], "ACTOR", "must be valid UTF-8"),
+    ],
+)
+def test_an_id_that_is_none(watertower: Watertower, arguments: list[str], argument: str, said: str) -> None:
+    """Is bad usage, and named as the argument that it is; nobody is asked."""
+    result = watertower(*arguments, "--read-target", "127.0.0.1:1")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert f"Invalid value for '{argument}': " in result.err
+    assert said in result.err
 
 
 def test_lists_of_subjects(client: Watertower) -> None:
     """What an actor acted on; a comment shows its ref."""
-    assert client("list subjects", "ann", "--kind", "comment", "--json").rows == [
+    assert client("list subjects", "ann", "--kind", "comment", "--json").rows[:-1] == [
         {"subject": "post", "ref": "c1", "occurred_at": "2026-01-02T03:04:05.000006Z"}
     ]
-    assert client("list subjects", "ann", "--kind", "comment").out == "2026-01-02T03:04:05.000006Z  post  c1\n"
+    lines = client("list subjects", "ann", "--kind", "comment").out.splitlines()
+    assert lines == ["2026-01-02T03:04:05.000006Z  post  c1", "as of 2023-11-14T22:13:20.000000Z"]
 
 
 @pytest.mark.slow
@@ -142,6 +177,8 @@ def test_nothing_answers(watertower: Watertower) -> None:
     result = watertower("counts", "ann", "--read-target", "127.0.0.1:1")
     assert (result.code, result.out) == (1, "")
     assert "nothing answers at 127.0.0.1:1" in result.err
+    assert "or name its address (--read-target)" in result.err
+    assert "--write-target" not in result.err
     assert "watertower serve" in result.err
     assert len(result.err.splitlines()) == 1
     result = watertower("counts", "ann", "--read-target", "127.0.0.1:1", "--json")
@@ -159,6 +196,15 @@ def test_a_refused_call(client: Watertower, service: FakeService) -> None:
     assert "entities[0] must be 1 to 128 bytes of UTF-8" in error["error"]
     assert (error["status"], error["reason"]) == ("INVALID_ARGUMENT", "ID_LENGTH")
     assert len(service.reads) == 1
+
+
+def test_the_address_of_another_service(client: Watertower, service: FakeService) -> None:
+    """A server that does not have the call, as the writer has none of the reader's, is said to be another one."""
+    service.on_read = lambda method: Refusal(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    result = client("counts", "star")
+    assert result.code == 1
+    assert "is not the reader of Watertower: it is the writer, or another service" in result.err
+    assert "name the address of the reader with --read-target, as in 127.0.0.1:50052" in result.err
 
 
 def test_targets_come_from_the_environment(watertower: Watertower, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,11 +233,12 @@ class SteppedClock:
 
 @pytest.fixture
 def stub(target: str) -> Iterator[Any]:
-    channel = connection.open_channel(target)
+    channel = connection.open_channel(connection.reader(target))
     yield reader_pb2_grpc.EngagementReaderStub(channel)
     channel.close()
 
 
+SERVER = connection.reader("t:1")
 REQUEST = reader_pb2.GetCountsRequest(entity="star", metrics=[common_pb2.METRIC_FOLLOWERS])
 
 
@@ -205,7 +252,7 @@ def test_what_may_help_is_repeated(service: FakeService, stub: Any, status: grpc
     """UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED are repeated, with full jitter that grows."""
     failing(service, *[Refusal(status)] * 5)
     clock, policy = SteppedClock(), RetryPolicy(base_s=0.1, cap_s=1.0)
-    connection.call(stub.GetCounts, REQUEST, "t", policy, clock, random.Random(1))
+    connection.call(stub.GetCounts, REQUEST, SERVER, policy, clock, random.Random(1))
     assert len(service.reads) == 6
     assert all(0 <= wait <= min(1.0, 0.1 * 2**n) for n, wait in enumerate(clock.sleeps))
     assert len(set(clock.sleeps)) == 5
@@ -223,7 +270,7 @@ def test_the_service_says_how_long_to_wait(service: FakeService, stub: Any, refu
     """Pushback metadata and RetryInfo are the least wait; jitter comes on top, so that shed callers do not come back together."""
     failing(service, refusal)
     clock = SteppedClock()
-    connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(), clock, random.Random(1))
+    connection.call(stub.GetCounts, REQUEST, SERVER, RetryPolicy(), clock, random.Random(1))
     assert at_least_s < clock.sleeps[0] < at_least_s + 0.05
 
 
@@ -239,7 +286,7 @@ def test_what_cannot_help_is_not_repeated(service: FakeService, stub: Any, refus
     """A negative pushback, and every other status, ends the call at once."""
     failing(service, refusal)
     with pytest.raises(CallFailed) as failed:
-        connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(), SteppedClock(), random.Random(1))
+        connection.call(stub.GetCounts, REQUEST, SERVER, RetryPolicy(), SteppedClock(), random.Random(1))
     assert failed.value.status is refusal.status
     assert len(service.reads) == 1
 
@@ -248,11 +295,11 @@ def test_retries_are_bounded_in_number_and_time(service: FakeService, stub: Any)
     """A call ends after attempts_max attempts, and before it would wait beyond total_s."""
     service.on_read = lambda method: Refusal(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0)
     with pytest.raises(CallFailed):
-        connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(attempts_max=3), SteppedClock(), random.Random(1))
+        connection.call(stub.GetCounts, REQUEST, SERVER, RetryPolicy(attempts_max=3), SteppedClock(), random.Random(1))
     assert len(service.reads) == 3
     clock = SteppedClock()
     with pytest.raises(CallFailed):
-        connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(total_s=5.5, cap_s=0.01), clock, random.Random(1))
+        connection.call(stub.GetCounts, REQUEST, SERVER, RetryPolicy(total_s=5.5, cap_s=0.01), clock, random.Random(1))
     assert clock.now_s <= 5.5
     assert len(clock.sleeps) == 5
 
@@ -265,5 +312,5 @@ def test_a_deadline_bounds_an_attempt(service: FakeService, stub: Any) -> None:
         time.sleep(slow.pop(0))
 
     service.on_read = on_read
-    connection.call(stub.GetCounts, REQUEST, "t", RetryPolicy(deadline_s=0.2), SteppedClock(), random.Random(1))
+    connection.call(stub.GetCounts, REQUEST, SERVER, RetryPolicy(deadline_s=0.2), SteppedClock(), random.Random(1))
     assert slow == []

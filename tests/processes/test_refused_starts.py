@@ -100,7 +100,7 @@ CASES: dict[str, tuple[Callable[[Path, Used], object], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_data_folder_that_is_damaged_newer_or_not_whole_is_refused(tmp_path: Path, used: Used, case: str) -> None:
-    """`serve` exits with 3 and says what is wrong and what to do. No role is started a second time."""
+    """`serve` exits with 3 and says, in its last line too, what is wrong and what to do. No role is started a second time."""
     damage, message = CASES[case]
     data = tmp_path / "data"
     shutil.copytree(used.data, data)
@@ -127,13 +127,24 @@ def test_a_taken_port_is_refused(tmp_path: Path, which: str) -> None:
         assert watertower(role, "--data", tmp_path / "data", "--set", f"{which}={port}").code == 4
 
 
+def test_one_port_for_both_servers_is_refused(tmp_path: Path) -> None:
+    """Before anything is made or started; 0, which takes any free one, may be said twice."""
+    port = free_port()
+    ran = watertower("serve", "--data", tmp_path / "data", "--write-port", port, "--set", f"read_port={port}")
+    assert ran.code == EXIT_REFUSED
+    assert ran.err == f"watertower: settings: write_port and read_port are both {port}: give each server a port of its own\n"
+    assert not (tmp_path / "data").exists()
+
+
 def _assert_refused(data: Path, message: str, settings: Mapping[str, int] | None = None) -> None:
     ports = {"write_port": 0, "read_port": 0, **(settings or {})}
     own = ("--write-port", ports.pop("write_port"), "--read-port", ports.pop("read_port"))
     more = [word for name, value in ports.items() for word in ("--set", f"{name}={value}")]
     ran = watertower("serve", "--data", data, "--json", *own, "--set", "log_format=json", *more, timeout_s=60.0)
     assert ran.code == EXIT_REFUSED, ran.err
-    assert re.search(message, ran.err), ran.err
+    last = json.loads(ran.err.splitlines()[-1])
+    assert last["exit_code"] == EXIT_REFUSED
+    assert re.search(message, last["error"]), ran.err
     assert "Traceback" not in ran.err
     started = [json.loads(line)["child"] for line in ran.err.splitlines() if '"role_started"' in line]
     assert len(started) == len(set(started)), "a role was started again"

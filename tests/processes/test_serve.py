@@ -94,6 +94,31 @@ def test_a_signal_takes_readiness_off_then_applies_what_was_acknowledged_then_en
     assert_store_equals(data, expected)
 
 
+def test_a_second_signal_kills_what_is_left_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    """A role that does not end is not waited for any longer; 0 would say that everything was applied."""
+    with Service(tmp_path / "data") as service:
+        service.start()
+        assert service.kill("projector", signal.SIGSTOP)
+        _ctrl_c(service)
+        wait_until(lambda: [e for e in service.events("role_stopped") if e["child"] == "ingest"], "ingest has ended")
+        _ctrl_c(service)
+        assert service.wait_ended() == 1
+        assert "projector" in [event["child"] for event in service.events("role_killed")]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_ctrl_c_while_it_starts(tmp_path: Path, after: int) -> None:
+    """However many roles were started by then: exit code 130, said once, and no traceback of a role whose modules are being imported."""
+    with Service(tmp_path / "data") as service:
+        service.start(ready=False)
+        wait_until(lambda: (tmp_path / "data" / "serve.lock").exists() and len(service.events("role_started")) >= after, "it starts")
+        _ctrl_c(service)
+        assert service.wait_ended() == 130
+        said = service.log_tail()
+        assert said.count("interrupted") == 1
+        assert "Traceback" not in said
+
+
 def _assert_applied(data: Path, acknowledged: Expected) -> None:
     """The store has everything that was acknowledged; it may have more, of calls that got no answer."""
     with contextlib.closing(bootstrap.open_scanner(data)) as scanner:

@@ -8,9 +8,8 @@ line that says what happened and what to do (with `--json`: one object), never a
     130  interrupted
 """
 
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated
 
 import typer
 
@@ -27,6 +26,7 @@ app = typer.Typer(
     name="watertower",
     help="Counts follows, likes and comments: takes the surge on a log, serves exact counts from memory.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -34,9 +34,19 @@ for _module in (roles, importer, reads, export, auditing, debut, simulate):
     _module.register(app)
 
 
-def main() -> NoReturn:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        output.print_lines([f"watertower {version('watertower')}"])
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from watertower.cli.options import DEFAULT_WRITE_TARGET
-from watertower.cli.output import CommandFailed
+from watertower.cli.options import DEFAULT_READ_TARGET, DEFAULT_WRITE_TARGET
+from watertower.cli.output import CommandFailed, usage
 from watertower.core.backoff import full_jitter
 from watertower.ports import Clock
 
@@ -32,6 +32,32 @@ _CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+
+
+class Server(NamedTuple):
+    """One of a service's two servers, as a command is told of it."""
+
+    name: str
+    option: str  # that gives the address
+    default: str
+    address: str
+
+
+def writer(address: str) -> Server:
+    """The writer at HOST:PORT. Raises CommandFailed (usage) for what is no address."""
+    return _checked(Server("writer", "--write-target", DEFAULT_WRITE_TARGET, address))
+
+
+def reader(address: str) -> Server:
+    """The reader at HOST:PORT. Raises CommandFailed (usage) for what is no address."""
+    return _checked(Server("reader", "--read-target", DEFAULT_READ_TARGET, address))
+
+
+def _checked(server: Server) -> Server:
+    host, colon, port = server.address.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65_536:
+        raise usage(f"{server.option} {server.address}: must be HOST:PORT, as in {server.default}")
+    return server
 
 
 class RetryPolicy(NamedTuple):
@@ -67,18 +93,15 @@ class _Details(NamedTuple):
     no_retry: bool  # a negative or unreadable pushback: the server does not want this call again
 
 
-def open_channel(target: str) -> grpc.Channel:
-    """A channel to HOST:PORT; connects at the first call."""
-    host, colon, port = target.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise CommandFailed(f"{target!r} is no address: write HOST:PORT, as in {DEFAULT_WRITE_TARGET}", code=2)
-    return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+def open_channel(server: Server) -> grpc.Channel:
+    """A channel to a server; connects at the first call."""
+    return grpc.insecure_channel(server.address, options=_CHANNEL_OPTIONS)
 
 
 def call(
     method: Callable[..., Any],
     request: Any,
-    target: str,
+    server: Server,
     policy: RetryPolicy,
     clock: Clock,
     rng: random.Random,
@@ -97,7 +120,7 @@ def call(
             attempt += 1
             over = attempt >= policy.attempts_max or clock.monotonic_s() + wait_s - started > policy.total_s
             if error.code() not in RETRYABLE or details.no_retry or over or give_up():
-                raise _failure(error, details, target) from error
+                raise _failure(error, details, server) from error
         clock.sleep(wait_s)
 
 
@@ -133,11 +156,17 @@ def _details(error: grpc.RpcError) -> _Details:
     return details
 
 
-def _failure(error: grpc.RpcError, details: _Details, target: str) -> CallFailed:
-    code = error.code()
+def _failure(error: grpc.RpcError, details: _Details, server: Server) -> CallFailed:
+    code, target = error.code(), server.address
     said = " ".join((error.details() or "").split())
     if code is grpc.StatusCode.UNAVAILABLE and not details.reason:
-        message = f"nothing answers at {target}: start it with `watertower serve`, or name its address (--write-target, --read-target)"
+        message = f"nothing answers at {target}: start it with `watertower serve`, or name its address ({server.option})"
+    elif code is grpc.StatusCode.UNIMPLEMENTED:
+        other = "reader" if server.name == "writer" else "writer"
+        message = (
+            f"what answers at {target} is not the {server.name} of Watertower: it is the {other}, or another service; name the address of "
+            f"the {server.name} with {server.option}, as in {server.default}"
+        )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{target} did not answer in time: it is overloaded or stuck; try again, or look at its log"
     elif code in RETRYABLE:

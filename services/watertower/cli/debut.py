@@ -45,7 +45,7 @@ def debut(
     from watertower.debut.run import Live, run
 
     if preset not in PRESETS:
-        raise typer.BadParameter(f"there is {' and '.join(PRESETS)}", param_hint="--preset")
+        raise output.usage(f"--preset {preset}: choose {' or '.join(PRESETS)}")
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise typer.BadParameter("the folder is not empty", param_hint="--keep")
     chosen = PRESETS[preset]

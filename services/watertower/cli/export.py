@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json as json_module
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -88,8 +87,9 @@ def _export(
 def _opened(target: Path) -> "Iterator[IO[str]]":
     """Standard output, or a file that appears under its name when it is whole."""
     if str(target) == "-":
-        yield sys.stdout
-        sys.stdout.flush()
+        file = output.machine_output()
+        yield file
+        file.flush()
         return
     partial = target.with_name(target.name + ".partial")
     try:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from watertower.cli import connection, import_state
 from watertower.cli.connection import CallFailed, RetryPolicy
 from watertower.cli.import_events import Batch, EventMaker, Reject
-from watertower.cli.import_source import Columns, Source
+from watertower.cli.import_source import Columns, Damaged, Source
 from watertower.cli.import_state import ImportState, RejectsFile
 from watertower.cli.output import CommandFailed
 from watertower.core.model import KINDS, Kind
@@ -100,6 +100,7 @@ class ImportRun:
         self._rng = rng
         self._note = note
         self._on_progress = on_progress
+        self._writer, self._reader = connection.writer(request.write_target), connection.reader(request.read_target)
         self._stop = threading.Event()
         self._position: Position | None = None  # everything that was acknowledged, of earlier runs too
         self._resumed: Position | None = None  # what earlier runs knew to be acknowledged
@@ -109,14 +110,27 @@ class ImportRun:
 
     def run(self) -> dict[str, Any]:
         """Imports, waits if asked to, and returns the summary. Raises CommandFailed; what was acknowledged stays remembered."""
+        try:
+            return self._run()
+        except OSError as error:
+            file, name = str(self._request.file), error.filename
+            if name in (None, file):
+                raise CommandFailed(f"{file}: {error.strerror or error}") from error
+            raise CommandFailed(
+                f"{file}: its import keeps its progress and rejected rows in files of its own, and {name} cannot be used: "
+                f"{error.strerror}; name others with --state and --rejects"
+            ) from error
+
+    def _run(self) -> dict[str, Any]:
         request = self._request
         began_us, began_s = self._clock.now_us(), self._clock.monotonic_s()
-        before = self.state = self._begin(began_us)
         with contextlib.ExitStack() as opened:
-            channel = opened.enter_context(contextlib.closing(connection.open_channel(request.write_target)))
+            channel = opened.enter_context(contextlib.closing(connection.open_channel(self._writer)))
             source = opened.enter_context(
                 contextlib.closing(Source(request.file, request.columns, KINDS[request.kind].needs_ref, request.header))
             )
+            opened.enter_context(import_state.locked(request.state))
+            before = self.state = self._begin(began_us)
             rejects = opened.enter_context(contextlib.closing(RejectsFile(request.rejects, before.rejects_bytes)))
             maker = EventMaker(
                 kind=request.kind,
@@ -128,11 +142,22 @@ class ImportRun:
                 latest_us=began_us + AHEAD_US_MAX,
             )
             stub = writer_pb2_grpc.EngagementWriterStub(channel)
-            self._send_all(maker, source, stub, rejects)
+            try:
+                self._send_all(maker, source, stub, rejects)
+            except Damaged as failure:
+                again = "; mend the file and import it with --restart" if self.state.events else ""
+                raise CommandFailed(f"{failure}; before the damage, {self._through()}{again}") from failure
+            except CallFailed as failure:
+                again = "; run the same command again to go on" if failure.status in connection.RETRYABLE else ""
+                raise CallFailed(f"{failure}; {self._through()}{again}", failure.status, failure.reason, failure.violations) from failure
         accepted_s = self._clock.monotonic_s() - began_s
         self._on_progress()
         if request.wait:
-            self._wait()
+            try:
+                self._wait()
+            except CallFailed as failure:
+                message = f"all rows are recorded, but whether they are counted is not known: {failure}"
+                raise CallFailed(message, failure.status, failure.reason) from failure
         visible_s = self._clock.monotonic_s() - began_s if request.wait else None
         sent = self.state.events - before.events
         return {
@@ -158,11 +183,17 @@ class ImportRun:
         state = fresh
         if not request.restart:
             state = import_state.begin(import_state.load(request.state), fresh, request.state)
-        if state is not fresh:
+        if state.rows:
             self._note(f"continuing the import that was cut off after {state.rows:,} rows (--restart begins anew)")
         if state.position:
             self._resumed = self._position = decode_position(bytes.fromhex(state.position))
         return state
+
+    def _through(self) -> str:
+        """How much is remembered as recorded, for people."""
+        rows, rejected = self.state.rows - self.state.rejected, self.state.rejected
+        recorded = f"{rows:,} {'row was' if rows == 1 else 'rows were'} recorded" if rows else "no row was recorded"
+        return f"{recorded} and {rejected:,} rejected" if rejected else recorded
 
     def _send_all(self, maker: EventMaker, source: Source, stub: writer_pb2_grpc.EngagementWriterStub, rejects: RejectsFile) -> None:
         in_flight: deque[tuple[Batch, Future[_Sent]]] = deque()
@@ -196,7 +227,7 @@ class ImportRun:
         events, rows, refused = batch.request, batch.rows, list[Reject]()
         while rows:
             try:
-                response = self._call(stub.RecordEvents, events, self._request.write_target, self._policy())
+                response = self._call(stub.RecordEvents, events, self._writer, self._policy())
                 return _Sent(len(events.events), refused, response.write_token)
             except CallFailed as failure:
                 broken = self._refused_rows(failure)
@@ -261,13 +292,13 @@ class ImportRun:
         if self._position is None:
             return
         request = self._request
-        with contextlib.closing(connection.open_channel(request.read_target)) as channel:
+        with contextlib.closing(connection.open_channel(self._reader)) as channel:
             stub = reader_pb2_grpc.EngagementReaderStub(channel)
             probe = reader_pb2.GetCountsRequest(entity=PROBE_ENTITY, metrics=[common_pb2.METRIC_FOLLOWERS])
             seen, seen_s = b"", self._clock.monotonic_s()
             self._stop.clear()
             while True:
-                position = self._call(stub.GetCounts, probe, request.read_target, self._policy()).freshness.position
+                position = self._call(stub.GetCounts, probe, self._reader, self._policy()).freshness.position
                 if position and decode_position(position).covers(self._position):
                     return
                 now_s = self._clock.monotonic_s()
@@ -283,5 +314,5 @@ class ImportRun:
     def _policy(self) -> RetryPolicy:
         return RetryPolicy(total_s=self._request.retry_for_s)
 
-    def _call(self, method: Any, request: Any, target: str, policy: RetryPolicy) -> Any:
-        return connection.call(method, request, target, policy, self._clock, self._rng, give_up=self._stop.is_set)
+    def _call(self, method: Any, request: Any, server: connection.Server, policy: RetryPolicy) -> Any:
+        return connection.call(method, request, server, policy, self._clock, self._rng, give_up=self._stop.is_set)

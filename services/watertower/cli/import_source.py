@@ -22,7 +22,11 @@ LINE_BYTES_MAX = 65_536
 REJECTED_BYTES_KEPT = 1_024
 """Bytes of a line over the limit that the rejects file shows."""
 
+COLUMNS_SHOWN = 20
+"""Columns of a file that a message names, at most."""
+
 _READ_BYTES = 1_048_576
+_GZIP_MAGIC = b"\x1f\x8b"
 
 FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 """File endings (before `.gz`) and what they mean."""
@@ -46,12 +50,16 @@ class Row(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where a row's values are: names of columns (csv) or of keys (ndjson); None takes the default."""
+    """Where a row's values are: names of columns (csv) or of keys (ndjson); None takes the default, which is the field's own name."""
 
     actor: str | None = None
     subject: str | None = None
     ref: str | None = None
     time: str | None = None
+
+
+class Damaged(CommandFailed):
+    """The file cannot be read to its end."""
 
 
 def format_of(path: Path) -> str:
@@ -74,7 +82,13 @@ class Source:
         self._needs_ref = needs_ref
         self._header = header
         self._raw = path.open("rb")
-        unpacked: Any = gzip.GzipFile(fileobj=self._raw) if path.suffix.lower() == ".gz" else self._raw
+        packed = path.suffix.lower() == ".gz"
+        if (self._raw.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)] == _GZIP_MAGIC) != packed:
+            self._raw.close()
+            if packed:
+                raise CommandFailed(f"{path} is no gzip file: name it without .gz, if it is not compressed")
+            raise CommandFailed(f"{path} is compressed with gzip: give it a name that ends in .gz")
+        unpacked: Any = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
         self._stream: BinaryIO = io.BufferedReader(unpacked, _READ_BYTES)
 
     def consumed_bytes(self) -> int:
@@ -94,7 +108,7 @@ class Source:
             else:
                 yield from self._ndjson_rows(self._from(lines, offset, line))
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise CommandFailed(f"{self._path} is damaged: {error}; the rows before the damage were taken") from error
+            raise Damaged(f"{self._path} is damaged: {error}") from error
 
     def close(self) -> None:
         self._stream.close()
@@ -122,24 +136,14 @@ class Source:
 
     def _csv_columns(self, lines: Iterator[_Line]) -> Callable[[list[str]], Values]:
         """Reads the header and returns what picks a row's values; it raises IndexError for a row that is too short."""
-        wanted = self._columns
-        # The first two columns, and for comments the third one, unless others are named.
-        defaults = [1, 2, 3 if self._needs_ref else 0, 0]
         if self._header:
-            first = next(lines, None)
-            if first is None or first[3]:
-                raise CommandFailed(f"{self._path}: the first line must name the columns (or use --no-header)")
-            names = next(csv.reader([first[2].decode("utf-8-sig", "replace").rstrip("\r\n")]), [])
-            numbers = [
-                default if name is None else names.index(name) + 1 if name in names else -1
-                for name, default in zip(wanted, defaults, strict=True)
-            ]
-            if -1 in numbers:
-                missing = wanted[numbers.index(-1)]
-                raise usage(f"{self._path} has no column {missing!r}; it has {', '.join(map(repr, names))}")
+            numbers = self._numbers_by_name(next(lines, None))
         else:
+            wanted = self._columns
             if not all(name is None or (name.isascii() and name.isdigit() and name != "0") for name in wanted):
                 raise usage("with --no-header, columns are given by number, from 1")
+            # The first two columns, and for comments the third one, unless others are named.
+            defaults = [1, 2, 3 if self._needs_ref else 0, 0]
             numbers = [default if name is None else int(name) for name, default in zip(wanted, defaults, strict=True)]
         actor, subject, ref, time = (number - 1 for number in numbers)
 
@@ -147,6 +151,29 @@ class Source:
             return fields[actor], fields[subject], fields[ref] if ref >= 0 else "", fields[time] if time >= 0 else ""
 
         return pick
+
+    def _numbers_by_name(self, first: _Line | None) -> list[int]:
+        """The number, from 1, of each wanted column in the header; 0 for one that is not wanted. Never by place: a file without a
+        header would lose its first row, and one with its columns the other way round would be taken the wrong way round."""
+        if first is None or first[3]:
+            raise CommandFailed(f"{self._path}: the first line must name the columns (or use --no-header)")
+        text = first[2].decode("utf-8-sig", "replace").rstrip("\r\n")
+        try:
+            names = next(csv.reader([text]), [])
+        except csv.Error as error:
+            said = "its lines end with CR alone, write them with LF" if "\r" in text else str(error)
+            raise CommandFailed(f"{self._path}: the first line is no valid csv: {said}") from error
+        defaults = Columns("actor", "subject", "ref" if self._needs_ref else None)
+        wanted = [default if name is None else name for name, default in zip(self._columns, defaults, strict=True)]
+        missing = [name for name in wanted if name is not None and name not in names]
+        if missing:
+            said = f"the first line of {self._path} names no column {missing[0]!r}; it has {', '.join(map(repr, names[:COLUMNS_SHOWN]))}"
+            for separator in (";", "\t", "|"):
+                if len(names) == 1 and separator in text:
+                    raise usage(f"{said}: columns must be separated by commas, and here seem to be by {separator!r}")
+            options = ", ".join(f"--{field}-column" for field in ("actor", "subject", *(["ref"] if self._needs_ref else [])))
+            raise usage(f"{said}: name the columns with {options}, or say --no-header if that line is a row")
+        return [0 if name is None else names.index(name) + 1 for name in wanted]
 
     def _ndjson_rows(self, lines: Iterator[_Line]) -> Iterator[Row]:
         actor, subject, ref = self._columns.actor or "actor", self._columns.subject or "subject", self._columns.ref or "ref"

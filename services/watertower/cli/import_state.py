@@ -1,11 +1,13 @@
 """What an import remembers beside its source, so that one that was cut off goes on where it was, with identical events."""
 
+import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -40,6 +42,29 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "head_sha256": head}
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps the state, and with it the rejects file, for this process: two imports would write over each other. Raises CommandFailed
+    while another import has it. The lock is a file beside the state, which is replaced whenever it is saved; it ends with its process."""
+    lock = path.with_name(path.name + ".lock")
+    while True:
+        with lock.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CommandFailed(
+                    f"another import that keeps its state in {path} is running: wait for its end, or give this one files of its own "
+                    "with --state and --rejects"
+                ) from error
+            if not os.fstat(file.fileno()).st_nlink:
+                continue  # its holder ended, and removed it, between our opening and locking it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
 def load(path: Path) -> ImportState | None:
     """The state in the file; None if there is no file. Raises CommandFailed for a file that is no state."""
     try:
@@ -66,12 +91,15 @@ def save(path: Path, state: ImportState) -> None:
 def begin(found: ImportState | None, fresh: ImportState, path: Path) -> ImportState:
     """The state to go on from: `found` if it is an unfinished import of the same rows, `fresh` if there is none or a finished one.
 
-    Raises CommandFailed when an unfinished import of something else would be forgotten.
+    Raises CommandFailed when an unfinished import of something else would be forgotten. One that has recorded nothing is nothing to
+    forget: most likely its command was a mistake.
     """
     if found is None or found.finished:
         return fresh
     differing = [key for key in fresh.source if found.source.get(key) != fresh.source[key]]
     differing += [key for key in fresh.options if found.options.get(key) != fresh.options[key]]
+    if differing and not found.events:
+        return fresh
     if differing:
         raise CommandFailed(
             f"{path} belongs to an unfinished import that differs in {', '.join(differing)}: "

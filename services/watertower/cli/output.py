@@ -1,10 +1,11 @@
 """What commands print: tables for people, JSON for machines, errors for both."""
 
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -49,7 +50,9 @@ def explain(error: Exception) -> CommandFailed | None:
     if isinstance(error, typer.TyperException):
         said = error.format_message().rstrip(".")
         # Without a message, the help was printed instead: a command group was named without a command.
-        return CommandFailed(f"{said} (see `watertower --help`)" if said else "", code=error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "watertower"
+        return CommandFailed(f"{said} (see `{command} --help`)" if said else "", code=error.exit_code)
     if isinstance(error, StartRefused):
         return CommandFailed(str(error), code=EXIT_REFUSED)
     if isinstance(error, CallRefused | BackendRefused):
@@ -64,7 +67,7 @@ def explain(error: Exception) -> CommandFailed | None:
 def report_failure(failure: CommandFailed, as_json: bool) -> int:
     """Says on standard error why a command failed; returns the exit code."""
     if as_json:
-        text = json.dumps({"error": str(failure), "exit_code": failure.code, **failure.fields}, ensure_ascii=False)
+        text = json.dumps({"error": str(failure), "exit_code": failure.code, **failure.fields})
     else:
         text = f"watertower: {failure}" if str(failure) else ""
     if text:
@@ -84,9 +87,16 @@ def note(text: str, as_json: bool = False) -> None:
         typer.echo(text, err=True)
 
 
+def machine_output() -> TextIO:
+    """Standard output for what machines read: UTF-8 in every locale, so that an id stays the id that it is."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return sys.stdout
+
+
 def print_json(value: Any) -> None:
     """One value on one line of standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json.dumps(value, ensure_ascii=False), file=machine_output())
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = (), whole: Sequence[str] = ()) -> None:

@@ -10,13 +10,26 @@ import typer
 from watertower.cli import output
 from watertower.cli.options import DEFAULT_READ_TARGET, KindOption, MetricsOption, ReadTarget
 from watertower.core.model import Kind, Metric
-from watertower.validation import ENTITIES_MAX, PAGE_SIZE_MAX, SUBJECTS_MAX
+from watertower.validation import ENTITIES_MAX, PAGE_SIZE_MAX, SUBJECTS_MAX, id_violation
 
 if TYPE_CHECKING:
     from watertower.v1.common_pb2 import Freshness
 
-Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Who or what was acted on.")]
-Actor = Annotated[str, typer.Argument(metavar="ACTOR", help="Who acts.")]
+
+def _checked_ids(value: str | list[str]) -> str | list[str]:
+    """Ids as they may be asked for: what the service would refuse is named as the argument that it is."""
+    for id_ in [value] if isinstance(value, str) else value:
+        try:
+            broken = id_violation(id_)
+        except UnicodeEncodeError:  # bytes of the command line that are no text
+            raise typer.BadParameter(f"{id_!r} must be valid UTF-8") from None
+        if broken:
+            raise typer.BadParameter(f"{id_!r} {broken.rule}")
+    return value
+
+
+Subject = Annotated[str, typer.Argument(metavar="SUBJECT", callback=_checked_ids, help="Who or what was acted on.")]
+Actor = Annotated[str, typer.Argument(metavar="ACTOR", callback=_checked_ids, help="Who acts.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Items to print, at most (default: all).")]
 PageSize = Annotated[int, typer.Option("--page-size", min=1, max=PAGE_SIZE_MAX, help="Items to ask for at once.")]
 
@@ -31,7 +44,10 @@ def register(app: typer.Typer) -> None:
 
 
 def counts(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Accounts or posts. Write -- before ids that begin with -.")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(metavar="ID...", callback=_checked_ids, help="Accounts or posts. Write -- before ids that begin with -."),
+    ],
     metric: MetricsOption = None,
     read_target: ReadTarget = DEFAULT_READ_TARGET,
     json: output.Json = False,
@@ -64,7 +80,10 @@ def counts(
 
 def edges(
     actor: Actor,
-    subjects: Annotated[list[str], typer.Argument(metavar="SUBJECT...", help="Accounts or posts. Write -- before ids that begin with -.")],
+    subjects: Annotated[
+        list[str],
+        typer.Argument(metavar="SUBJECT...", callback=_checked_ids, help="Accounts or posts. Write -- before ids that begin with -."),
+    ],
     kind: KindOption = Kind.FOLLOW,
     read_target: ReadTarget = DEFAULT_READ_TARGET,
     json: output.Json = False,
@@ -96,7 +115,7 @@ def list_actors(
     read_target: ReadTarget = DEFAULT_READ_TARGET,
     json: output.Json = False,
 ) -> None:
-    """List who follows (likes, has commented on) a subject, newest first; one line each."""
+    """List who follows (likes, has commented on) a subject, newest first; one line each. The last line says how fresh the list is."""
     from watertower.v1 import reader_pb2
 
     with _reader(read_target) as call:
@@ -120,7 +139,8 @@ def list_subjects(
     read_target: ReadTarget = DEFAULT_READ_TARGET,
     json: output.Json = False,
 ) -> None:
-    """List whom or what an actor follows (likes, has commented on), newest first; one line each."""
+    """List whom or what an actor follows (likes, has commented on), newest first; one line each. The last line says how fresh the list
+    is."""
     from watertower.v1 import reader_pb2
 
     with _reader(read_target) as call:
@@ -144,16 +164,19 @@ def _reader(target: str) -> "Iterator[Callable[[str, Any], Any]]":
     from watertower.v1 import reader_pb2_grpc
 
     clock, rng = SystemClock(), random.Random()  # noqa: S311 - jitter
-    with contextlib.closing(connection.open_channel(target)) as channel:
+    server = connection.reader(target)
+    with contextlib.closing(connection.open_channel(server)) as channel:
         stub = reader_pb2_grpc.EngagementReaderStub(channel)
-        yield lambda method, request: connection.call(getattr(stub, method), request, target, connection.READ_POLICY, clock, rng)
+        yield lambda method, request: connection.call(getattr(stub, method), request, server, connection.READ_POLICY, clock, rng)
 
 
 def _list(page: Callable[[int, str], Any], other: str, limit: int | None, page_size: int, json: bool) -> None:
-    """Prints a list page by page, as it comes: a list may be longer than memory."""
+    """Prints a list page by page, as it comes: a list may be longer than memory. Then the freshness that holds for all pages."""
     token, left = "", limit
+    freshness: Freshness | None = None
     while left is None or left > 0:
         answer = page(page_size if left is None else min(page_size, left), token)
+        freshness = _older(freshness, answer.freshness)
         for item in answer.items:
             name, at = getattr(item, other), output.time_text(item.occurred_at.ToMicroseconds())
             if json:
@@ -164,7 +187,11 @@ def _list(page: Callable[[int, str], Any], other: str, limit: int | None, page_s
             left -= len(answer.items)
         token = answer.next_page_token
         if not token:
-            return
+            break
+    if json:
+        output.print_json({"freshness": _freshness(freshness)})
+    else:
+        _print_freshness(freshness)
 
 
 def _older(one: "Freshness | None", other: "Freshness") -> "Freshness":

@@ -37,17 +37,22 @@ def _options(data: Path | None, write_port: int | None, read_port: int | None, a
 def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: output.Json = False) -> None:
     """Run the whole service on one data folder: ingest, projector and query as processes of this command.
 
-    Ctrl-C or SIGTERM stops it: nothing more is accepted, what was accepted is applied, then it ends.
+    Ctrl-C or SIGTERM stops it: nothing more is accepted, what was accepted is applied, then it ends. A second one kills what is left.
+    Exit code: 0 stopped, 1 a role had to be killed, 3 refused to run, 130 Ctrl-C before it was ready.
     """
     import random
 
     from watertower import config as settings_module
     from watertower import datafolder, logs
     from watertower.clock import SystemClock
+    from watertower.errors import StartRefused
     from watertower.supervisor import Supervisor
 
     options = _options(data, write_port, read_port, set_)
     settings = settings_module.load(options)
+    service = settings.service
+    if service.write_port and (service.write_host, service.write_port) == (service.read_host, service.read_port):
+        raise StartRefused(f"settings: write_port and read_port are both {service.write_port}: give each server a port of its own")
     logs.configure(settings.service, "supervisor")
     folder = datafolder.open_or_create(settings.service.data, settings.service.partitions)
 
@@ -59,11 +64,11 @@ def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort =
         else:
             output.print_lines([f"watertower is ready: writes at {write}, reads at {read}, data in {folder.path}"])
 
-    lock = folder.lock("serve")
-    try:
-        code = Supervisor(settings.service, options, SystemClock(), random.Random(), on_ready).run()  # noqa: S311 - jitter
-    finally:
-        lock.release()
+    with folder.lock("serve"):
+        supervisor = Supervisor(settings.service, options, SystemClock(), random.Random(), on_ready)  # noqa: S311 - jitter
+        code = supervisor.run()
+    if supervisor.refusal:  # once more, as the last line: its own is somewhere in the log
+        raise output.CommandFailed(supervisor.refusal, code=code)
     raise typer.Exit(code)
 
 
@@ -93,8 +98,6 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
     its log, for whoever reads only those, and the exit code that tells a supervisor that a restart cannot help."""
     import random
 
-    import structlog
-
     from watertower import config as settings_module
     from watertower import logs
     from watertower.core.backoff import full_jitter
@@ -116,7 +119,7 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
             role.stopping.wait(full_jitter(attempt, 0.05, 2.0, random.random()))  # noqa: S311 - jitter
             attempt += 1
         except (StartRefused, BackendRefused) as error:
-            structlog.get_logger("watertower.role").error("refused", reason=str(error))
+            role.refused(str(error))
             raise typer.Exit(EXIT_ADDRESS_TAKEN if isinstance(error, AddressTaken) else EXIT_REFUSED) from error
     raise typer.Exit(code)
 
