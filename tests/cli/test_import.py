@@ -22,8 +22,9 @@ from tests.cli.fakes import Event, FakeService, Refusal, serving
 from watertower.cli import import_run, import_state
 from watertower.cli.import_source import LINE_BYTES_MAX
 from watertower.cli.output import CommandFailed
+from watertower.core.positions import Position, encode_position
 from watertower.errors import Reason
-from watertower.v1 import writer_pb2
+from watertower.v1 import common_pb2, writer_pb2
 
 ACTIVE, REMOVED = 1, 2
 FOLLOW, LIKE, COMMENT = 1, 2, 3
@@ -566,6 +567,39 @@ def test_a_reader_that_stands_still(tmp_path: Path, service: FakeService, client
     result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"))
     assert result.code == 1
     assert "all rows are recorded, but the reader" in result.err
+
+
+def test_a_partition_that_stands_still_while_another_goes_on(
+    tmp_path: Path, service: FakeService, client: Watertower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others write, elsewhere, is no progress of this import."""
+    monkeypatch.setattr(import_run, "WAIT_STALLED_S", 0.3)
+    service.visible_lag_reads = 1_000_000
+    service.freshnesses = [common_pb2.Freshness(position=encode_position(Position(1, {5: n}))) for n in range(10_000)]
+    result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"))
+    assert result.code == 1
+    assert "all rows are recorded, but the reader" in result.err
+
+
+def test_an_import_killed_between_its_last_row_and_its_end(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """The next run finds nothing left to send and ends it; the one after that begins anew."""
+    file = write(tmp_path / "f.csv", "actor,subject\nann,bob\n")
+    state = Path(f"{file}.watertower-import.json")
+    client("import", file)
+    state.write_text(json.dumps({**json.loads(state.read_text()), "finished": False}))
+    assert client("import", file).code == 0
+    assert json.loads(state.read_text())["finished"]
+    assert len(service.events) == 1
+    client("import", file, "--remove")
+    assert len(service.events) == 2
+
+
+def test_half_a_surrogate_pair_in_a_ref(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """JSON can write what UTF-8 cannot: the row is rejected."""
+    rows = '{"actor": "ann", "subject": "post", "ref": "\\ud800"}\n{"actor": "ann", "subject": "post", "ref": "1"}\n'
+    result = client("import", write(tmp_path / "f.ndjson", rows), "--kind", "comment", "--json")
+    assert result.json["rejected"] == 1
+    assert [event.ref for event in service.events] == ["1"]
 
 
 def test_a_reader_that_is_not_there(tmp_path: Path, service: FakeService, client: Watertower) -> None:

@@ -131,9 +131,11 @@ class EventMaker(NamedTuple):
                     return f"{field} {broken.rule}"
         if actor == subject and (broken := self_violation(self.kind, actor, subject)):
             return f"subject {broken.rule}"
-        if broken := ref_violation(self.kind, ref):
-            return f"ref {broken.rule}"
-        return ""
+        try:
+            broken = ref_violation(self.kind, ref)
+        except UnicodeEncodeError:
+            return "ref is not valid UTF-8"
+        return f"ref {broken.rule}" if broken else ""
 
 
 def _plain(value: str) -> bool:

@@ -219,7 +219,7 @@ class ImportRun:
             with contextlib.suppress(Exception, CancelledError):  # the error that is under way already
                 while in_flight:
                     self._settle_oldest(in_flight, rejects)
-            if begun:
+            if begun or self.state.rows:  # also one whose last run was killed between its last row and its end
                 import_state.save(self._request.state, self.state)
 
     def _send(self, stub: writer_pb2_grpc.EngagementWriterStub, batch: Batch) -> _Sent:
@@ -295,15 +295,18 @@ class ImportRun:
         with contextlib.closing(connection.open_channel(self._reader)) as channel:
             stub = reader_pb2_grpc.EngagementReaderStub(channel)
             probe = reader_pb2.GetCountsRequest(entity=PROBE_ENTITY, metrics=[common_pb2.METRIC_FOLLOWERS])
-            seen, seen_s = b"", self._clock.monotonic_s()
+            seen, seen_s = 0, self._clock.monotonic_s()
             self._stop.clear()
             while True:
-                position = self._call(stub.GetCounts, probe, self._reader, self._policy()).freshness.position
-                if position and decode_position(position).covers(self._position):
+                token = self._call(stub.GetCounts, probe, self._reader, self._policy()).freshness.position
+                position = decode_position(token) if token else Position(self._position.generation, {})
+                if position.covers(self._position):
                     return
                 now_s = self._clock.monotonic_s()
-                if position != seen:
-                    seen, seen_s = position, now_s
+                # Only what is waited for: other callers' events may go on while the partition of ours stands still.
+                through = sum(min(position.offsets.get(p, -1), offset) for p, offset in self._position.offsets.items())
+                if through != seen:
+                    seen, seen_s = through, now_s
                 elif now_s - seen_s > WAIT_STALLED_S:
                     raise CommandFailed(
                         f"all rows are recorded, but the reader at {request.read_target} has not come further for {WAIT_STALLED_S:.0f} s: "

@@ -109,8 +109,9 @@ def import_(
         try:
             summary = run.run()
         except KeyboardInterrupt as error:
-            rows = f"after {run.state.rows:,} rows: run the same command again to go on"
-            raise output.CommandFailed(f"interrupted {rows}", code=output.EXIT_INTERRUPTED) from error
+            rows = f"after {run.state.rows:,} rows"
+            message = f"{rows}: all are recorded" if run.state.finished else f"{rows}: run the same command again to go on"
+            raise output.CommandFailed(f"interrupted {message}", code=output.EXIT_INTERRUPTED) from error
     if json:
         output.print_json(summary)
     else:
