@@ -112,7 +112,11 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path, service: FakeSer
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [
-        ((), "ann,bob\ncid,bob\n", "it has 'ann', 'bob': name the columns with --actor-column, --subject-column, or say --no-header if"),
+        (
+            ("--actor-column", "a"),
+            "ann,bob\ncid,bob\n",
+            "it has 'ann', 'bob': name the columns with --actor-column, --subject-column, or say --no-header if",
+        ),
         ((), "id_1,actor\ncid,bob\n", "names no column 'subject'; it has 'id_1', 'actor'"),
         (
             ("--kind", "comment"),
@@ -126,11 +130,19 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path, service: FakeSer
 def test_a_first_line_that_names_other_columns(
     tmp_path: Path, service: FakeService, client: Watertower, arguments: tuple[str, ...], text: str, message: str
 ) -> None:
-    """A first row is not taken for a header, and columns are not guessed: the message names what is there and the options."""
+    """Where some of the names are there, or asked for, the rest is not guessed: the message names what is there and the options."""
     result = client("import", write(tmp_path / "f.csv", text), *arguments)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert message in result.err
     assert service.calls == []
+
+
+def test_a_first_line_with_names_of_its_own_is_taken_by_place(tmp_path: Path, service: FakeService, client: Watertower) -> None:
+    """None of the names is there, and no option names any: the first two columns, and that is said."""
+    result = client("import", write(tmp_path / "f.csv", "id_1,id_2,since\nann,bob,2020\n"))
+    assert result.code == 0
+    assert "has other names of columns: 'id_1' as actor, 'id_2' as subject (--actor-column" in result.err
+    assert edges(service) == [("ann", FOLLOW, "bob", "", ACTIVE)]
 
 
 def test_a_column_that_is_not_there(tmp_path: Path, service: FakeService, client: Watertower) -> None:

@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
     def importing(self, file: Path, *options: str) -> dict[str, object]:
         """Runs `watertower import`, which waits until all is counted; its summary."""
-        arguments = ("--kind", "follow", "--mutual", "--actor-column", "id_1", "--subject-column", "id_2", "--json", *options)
+        arguments = ("--kind", "follow", "--mutual", "--json", *options)
         state = ("--state", self.service.data.with_name("state.json"), "--rejects", self.service.data.with_name("rejects.csv"))
         targets = ("--write-target", self.service.write_target, "--read-target", self.service.read_target)
         ran = watertower("import", file, *arguments, *state, *targets, timeout_s=IMPORT_S)

@@ -127,7 +127,7 @@ class ImportRun:
         with contextlib.ExitStack() as opened:
             channel = opened.enter_context(contextlib.closing(connection.open_channel(self._writer)))
             source = opened.enter_context(
-                contextlib.closing(Source(request.file, request.columns, KINDS[request.kind].needs_ref, request.header))
+                contextlib.closing(Source(request.file, request.columns, KINDS[request.kind].needs_ref, request.header, self._note))
             )
             opened.enter_context(import_state.locked(request.state))
             before = self.state = self._begin(began_us)

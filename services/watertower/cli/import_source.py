@@ -75,8 +75,12 @@ def format_of(path: Path) -> str:
 class Source:
     """An open import file."""
 
-    def __init__(self, path: Path, columns: Columns, needs_ref: bool, header: bool = True) -> None:
+    def __init__(
+        self, path: Path, columns: Columns, needs_ref: bool, header: bool = True, note: Callable[[str], object] = lambda text: None
+    ) -> None:
+        """`note` hears how a header was understood that does not name the columns as they are called here."""
         self._path = path
+        self._note = note
         self._format = format_of(path)
         self._columns = columns
         self._needs_ref = needs_ref
@@ -153,8 +157,10 @@ class Source:
         return pick
 
     def _numbers_by_name(self, first: _Line | None) -> list[int]:
-        """The number, from 1, of each wanted column in the header; 0 for one that is not wanted. Never by place: a file without a
-        header would lose its first row, and one with its columns the other way round would be taken the wrong way round."""
+        """The number, from 1, of each wanted column in the header; 0 for one that is not wanted.
+
+        By name; a header that has none of the names, where no option gives any, is taken by place, and that is said: a file without a
+        header loses its first row this way."""
         if first is None or first[3]:
             raise CommandFailed(f"{self._path}: the first line must name the columns (or use --no-header)")
         text = first[2].decode("utf-8-sig", "replace").rstrip("\r\n")
@@ -165,6 +171,11 @@ class Source:
             raise CommandFailed(f"{self._path}: the first line is no valid csv: {said}") from error
         defaults = Columns("actor", "subject", "ref" if self._needs_ref else None)
         wanted = [default if name is None else name for name, default in zip(self._columns, defaults, strict=True)]
+        needed = [name for name in defaults if name is not None]
+        if not any(self._columns) and not any(name in names for name in needed) and len(names) >= len(needed):
+            taken = ", ".join(f"{found!r} as {name}" for found, name in zip(names, needed, strict=False))
+            self._note(f"{self._path} has other names of columns: {taken} (--actor-column and its like; --no-header if that line is a row)")
+            return [1, 2, 3 if self._needs_ref else 0, 0]
         missing = [name for name in wanted if name is not None and name not in names]
         if missing:
             said = f"the first line of {self._path} names no column {missing[0]!r}; it has {', '.join(map(repr, names[:COLUMNS_SHOWN]))}"
