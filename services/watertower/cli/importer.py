@@ -59,10 +59,10 @@ def import_(
     """Import events from a file.
 
     The first line of a csv names its columns, in any order: actor, subject and, for comments, ref, or what the options say; others are
-    left alone. If it has none of these names, its
-    first columns are taken by place, and that is said. An ndjson line is an object with such keys. An import that was cut off goes on where it was when the same command is
-    run again, with identical events; one that was finished begins anew. Rows that break a rule go to the rejects file (line, reason,
-    row), the rest goes in. Exit code: 0 everything is in, 3 all but the rejected rows is in, 1 not finished.
+    left alone. If it has none of these names, its first columns are taken by place, and that is said. An ndjson line is an object with
+    such keys. An import that was cut off goes on where it was when the same command is run again, with identical events; one that was
+    finished begins anew. Rows that break a rule go to the rejects file (line, reason, row), the rest goes in. Exit code: 0 everything is
+    in, 3 all but the rejected rows is in, 1 not finished.
     """
     import random
 
