@@ -7,7 +7,7 @@ import pytest
 
 from tests.query.fakes import FakeClock, FakeStore, unavailable
 from watertower.config import QuerySettings, ServiceSettings
-from watertower.errors import BackendUnavailable
+from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.query.process import QueryProcess
 from watertower.query.service import QueryService
 from watertower.role import Stopping
@@ -47,3 +47,13 @@ def test_an_attempt_that_fails_leaves_the_port_to_the_next() -> None:
     store.broken = None
     assert attempt() == 0
     assert role.said == [f"ready at 127.0.0.1:{settings.read_port}", "stopping"]
+
+
+def test_a_store_that_looks_damaged_to_a_reader_is_looked_at_again() -> None:
+    """Not 3: a supervisor starts it again, and what is damage is refused by that start."""
+    role: Any = StubRole()
+    store = FakeStore()
+    store.broken = BackendRefused("Corruption: half a record")
+    service = QueryService(store, store, QuerySettings(), FakeClock(), random.Random(0), store.identity.log.partitions)
+    assert QueryProcess(service, store, ServiceSettings(read_port=free_port()), QuerySettings()).run(role) == 1
+    assert role.said == []

@@ -2,11 +2,17 @@
 
 import asyncio
 
+import structlog
+
 from watertower.config import QuerySettings, ServiceSettings
+from watertower.errors import BackendRefused
 from watertower.ports import StoreReader
 from watertower.query.service import SERVICE, QueryService
 from watertower.role import Role
 from watertower.rpc import RpcServer
+
+EXIT_FAILED = 1
+"""Exit code where a restart may help."""
 
 
 class QueryProcess:
@@ -16,9 +22,13 @@ class QueryProcess:
         self._service, self._reader, self._settings, self._limits = service, reader, settings, limits
 
     def run(self, role: Role) -> int:
-        """Returns the exit code. Raises StartRefused when the address is taken, BackendRefused; whatever ends the feed tail ends it."""
+        """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends it."""
         try:
             asyncio.run(self._serve(role))
+        except BackendRefused as error:
+            # A reader may have met what the owner was just writing, as on a full disk. The next start looks again, and refuses damage.
+            structlog.get_logger("watertower.query").error("reader_refused", reason=str(error))
+            return EXIT_FAILED
         finally:
             self._reader.close()
         return 0
