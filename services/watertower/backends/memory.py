@@ -146,12 +146,12 @@ class MemoryStore:
     def list_actors(self, subject: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         with self._rows.lock:
             rows = self._rows.lists[subject, kind].rows()
-        return _page([ListCursor(at, actor, ref) for (_, _, _, _, at, actor, ref), _ in rows], after, limit)
+        return page([ListCursor(at, actor, ref) for (_, _, _, _, at, actor, ref), _ in rows], after, limit)
 
     def list_subjects(self, actor: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         with self._rows.lock:
             rows = self._rows.edges[actor].rows()
-        return _page([ListCursor(e.occurred_at, s, ref) for (_, k, s, ref), e in rows if e.active and k == kind], after, limit)
+        return page([ListCursor(e.occurred_at, s, ref) for (_, k, s, ref), e in rows if e.active and k == kind], after, limit)
 
     # --- StoreScanner: of one moment when made of MemoryRows.copy()
 
@@ -194,7 +194,8 @@ class MemoryFeed:
             return [] if seen is None else [message for sequence, message in self._rows.feed.items() if sequence >= seen]
 
 
-def _page(rows: list[ListCursor], after: ListCursor | None, limit: int) -> list[ListCursor]:
+def page(rows: list[ListCursor], after: ListCursor | None, limit: int) -> list[ListCursor]:
+    """A page of a list whose rows come in any order."""
     rows.sort(key=_newest_first)
     return [row for row in rows if after is None or _newest_first(row) > _newest_first(after)][:limit]
 

@@ -6,10 +6,12 @@ Every row is a cell of its own: nothing but the order of the steps keeps one row
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from watertower.backends.memory import page
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.core.positions import write_timestamp
 from watertower.errors import BackendUnavailable
@@ -129,19 +131,47 @@ class Cluster:
         return list(found)
 
 
-class _Writing:
-    """One write on its way: to every replica, until a quorum has it, again after a timeout."""
+class _Statement(ABC):
+    """A statement on its way: tried again after each timeout, given up after ATTEMPTS."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.done: asyncio.Future[Any] = cluster._loop.create_future()
+        self._attempt = 0
+        self._next_attempt()
+
+    @abstractmethod
+    def _try(self) -> None: ...
+
+    def _next_attempt(self) -> None:
+        self._attempt += 1
+        self._try()
+        self._timer = self._cluster._loop.call_later(TIMEOUT_S, self._expire)
+
+    def _expire(self) -> None:
+        if self.done.done():
+            return
+        if self._attempt < ATTEMPTS:
+            self._next_attempt()
+        else:
+            self.done.set_exception(BackendUnavailable("a statement was not answered by a quorum"))
+            self.done.exception()  # seen, also where nobody waits any more
+
+    def _end(self, result: Any) -> None:
+        self._timer.cancel()
+        self.done.set_result(result)
+
+
+class _Writing(_Statement):
+    """One write: to every replica, until a quorum has it."""
 
     def __init__(self, cluster: Cluster, write: Write) -> None:
-        self._cluster, self._write = cluster, write
-        self.done: asyncio.Future[None] = cluster._loop.create_future()
+        self._write = write
         self._acks: set[int] = set()
-        self._attempt = 0
-        self._try()
+        super().__init__(cluster)
 
     def _try(self) -> None:
         cluster, faults = self._cluster, self._cluster._faults
-        self._attempt += 1
         chosen: Sequence[int] = range(REPLICAS)
         if faults.strikes("write_on_one_replica"):
             chosen = [faults.stream("write_on_one_replica").randrange(REPLICAS)]
@@ -152,7 +182,6 @@ class _Writing:
                 cluster._loop.call_later(late_s, self._arrive, replica, True)
             else:
                 cluster._send(self._arrive, replica, silent)
-        self._timer = cluster._loop.call_later(TIMEOUT_S, self._expire)
 
     def _arrive(self, replica: int, silent: bool) -> None:
         self._cluster.replicas[replica].apply(self._write)
@@ -162,35 +191,20 @@ class _Writing:
     def _acknowledged(self, replica: int) -> None:
         self._acks.add(replica)
         if len(self._acks) >= QUORUM and not self.done.done():
-            self._timer.cancel()
-            self.done.set_result(None)
-
-    def _expire(self) -> None:
-        if self.done.done():
-            return
-        if self._attempt < ATTEMPTS:
-            self._try()
-        else:
-            self.done.set_exception(BackendUnavailable("a write was not acknowledged by a quorum"))
-            self.done.exception()  # seen, also where nobody waits any more
+            self._end(None)
 
 
-class _Reading:
-    """One read on its way: from two replicas, repaired before it is answered, again after a timeout."""
+class _Reading(_Statement):
+    """One read: from two replicas, repaired before it is answered."""
 
     def __init__(self, cluster: Cluster, partition: Partition, key: Any) -> None:
-        self._cluster, self._partition, self._key = cluster, partition, key
-        self.done: asyncio.Future[Any] = cluster._loop.create_future()
-        self._attempt = 0
-        self._try()
+        self._partition, self._key = partition, key
+        super().__init__(cluster)
 
     def _try(self) -> None:
-        self._attempt += 1
         self._said: dict[int, dict[Any, Cell]] = {}
-        self._repairs = 0
         for replica in self._cluster._rng.sample(range(REPLICAS), QUORUM):
             self._cluster._send(self._arrive, replica, self._attempt)
-        self._timer = self._cluster._loop.call_later(TIMEOUT_S, self._expire)
 
     def _arrive(self, replica: int, attempt: int) -> None:
         cells = self._cluster.replicas[replica].tables.get(self._partition, {})
@@ -214,7 +228,7 @@ class _Reading:
             if cells.get(key) != cell
         ]
         if not self._cluster.read_repair or not repairs:
-            self._end()
+            self._answer()
             return
         self._unrepaired = {(number, write.key) for number, write in repairs}
         for number, write in repairs:
@@ -229,24 +243,14 @@ class _Reading:
             return
         self._unrepaired.discard((replica, key))
         if not self._unrepaired:
-            self._end()
+            self._answer()
 
-    def _end(self) -> None:
-        self._timer.cancel()
+    def _answer(self) -> None:
         if self._key is None:
-            self.done.set_result({key: value for key, (_, value) in self._cells.items() if value is not None})
+            self._end({key: value for key, (_, value) in self._cells.items() if value is not None})
         else:
             cell = self._cells.get(self._key)
-            self.done.set_result(None if cell is None else cell[1])
-
-    def _expire(self) -> None:
-        if self.done.done():
-            return
-        if self._attempt < ATTEMPTS:
-            self._try()
-        else:
-            self.done.set_exception(BackendUnavailable("a read was not answered by a quorum"))
-            self.done.exception()
+            self._end(None if cell is None else cell[1])
 
 
 # --- the ports
@@ -340,11 +344,11 @@ class ReplicatedStore:
 
     def list_actors(self, subject: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         rows = self._partition(("lists", (subject, kind)))
-        return _page([ListCursor(at, actor, ref) for _, _, _, _, at, actor, ref in rows], after, limit)
+        return page([ListCursor(at, actor, ref) for _, _, _, _, at, actor, ref in rows], after, limit)
 
     def list_subjects(self, actor: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         rows = self._partition(("edges", actor))
-        return _page([ListCursor(e.occurred_at, s, ref) for (_, k, s, ref), e in rows.items() if e.active and k == kind], after, limit)
+        return page([ListCursor(e.occurred_at, s, ref) for (_, k, s, ref), e in rows.items() if e.active and k == kind], after, limit)
 
 
 class ReplicaScanner:
@@ -380,12 +384,3 @@ class ReplicaScanner:
             for key, (_, value) in self._cluster.merged(self._replicas, partition).items():
                 if value is not None:
                     yield key, value
-
-
-def _page(rows: list[ListCursor], after: ListCursor | None, limit: int) -> list[ListCursor]:
-    rows.sort(key=_newest_first)
-    return [row for row in rows if after is None or _newest_first(row) > _newest_first(after)][:limit]
-
-
-def _newest_first(row: ListCursor) -> tuple[int, str, str]:
-    return (-row.occurred_at, row.other, row.ref)
