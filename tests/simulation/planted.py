@@ -4,15 +4,18 @@ A plant names the invariants of which one must break. `Caching` without a fault 
 there to show that it is the missing rule that is found, not the cache.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from watertower.codec import UndecodableRecord, record_id
 from watertower.core import fold as fold_module
 from watertower.core.fold import Flush
-from watertower.core.model import KINDS, Edge, EdgeKey, ListChange, ListKey, Progress, Record, Shard, ShardKey
-from watertower.ports import FeedMessage, LogReader, Store
+from watertower.core.model import KINDS, Edge, EdgeKey, EventBatch, ListChange, ListKey, Progress, Record, Shard, ShardKey
+from watertower.errors import BackendUnavailable
+from watertower.ports import FeedMessage, LogReader, LogRecord, Store
 from watertower.projector import projector as projector_module
 from watertower.projector.projector import Projector
 from watertower.query.cache import CountsCache, Entry, Load
@@ -30,8 +33,8 @@ EDGES, EDGES_END = "edges are of their position", "edges equal the log"
 LISTS, LISTS_END = "lists are of their position", "lists equal the log"
 MEMORY, ANSWERS, ANSWERS_END = "memory is of its position", "answers are of their position", "answers are right in the end"
 AGE, BACK, NEGATIVE = "answers say how old they are", "positions never go back", "no count is negative"
-ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a start is refused with reason"
-DRAINED = "everything is applied in the end"
+ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a wrong log is refused"
+UNDECODABLE, NEWER = "an undecodable record stops its partition", "no answer is newer than the log"
 
 
 class Plant(NamedTuple):
@@ -120,6 +123,11 @@ def not_republished(records: Sequence[Record], edges: Mapping[EdgeKey, Edge], sh
     """Shards that are found at their end already are not published again."""
     flush = fold_module.fold(records, edges, shards)
     return flush._replace(published=flush.shards)
+
+
+def latest_bucket(crossings: tuple[tuple[int, int], ...], offset: int, index: int) -> int:
+    """Of the running gained, wherever the event lies."""
+    return len(crossings)
 
 
 def untimed_delete(row: ListKey, change: ListChange, generation: int) -> Write:
@@ -225,6 +233,15 @@ def merge_blindly(entry: Entry, key: tuple[int, int], value: int, offset: int) -
     entry.shards[key] = (value, offset)
 
 
+def forgetful_merge(entry: Entry, key: tuple[int, int], value: int, offset: int) -> None:
+    """Keeps the old value with the new position."""
+    held = entry.shards.get(key)
+    _merge(entry, key, value if held is None else held[0], offset)
+
+
+_merge = Entry.merge
+
+
 def overwrite(cache: CountsCache, load: Load, rows: Sequence[Mapping[tuple[int, int], Shard]]) -> None:
     """A load replaces what the feed brought meanwhile."""
     for entry, row in zip(load.entries, rows, strict=True):
@@ -283,6 +300,33 @@ class FeedAheadOfRows(SecondaryReader):
         return self._messages.take()
 
 
+# --- errors taken for answers
+
+
+class WritesThatNeverFail(ReplicatedStore):
+    def _write(self, writes: list[Write]) -> None:
+        with contextlib.suppress(BackendUnavailable):
+            super()._write(writes)
+
+
+def decoded_or_empty(raw: LogRecord) -> Record:
+    """A record that cannot be decoded is one without events."""
+    with contextlib.suppress(UndecodableRecord):
+        return _decoded(raw)
+    return Record(raw.partition, raw.offset, record_id(raw.payload), raw.appended_at, EventBatch((), b"", (), (), b"", ()))
+
+
+_decoded = projector_module._decoded
+
+
+def one_further(tail: FeedTail, partition: int, end: int, as_of: int) -> None:
+    """Claims the record after the last one, too."""
+    _advance(tail, partition, end + 1, as_of)
+
+
+_advance = FeedTail._advance
+
+
 def no_read_repair(world: World) -> None:
     world.cluster.read_repair = False
 
@@ -300,7 +344,7 @@ PLANTS = [
     Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES}, Parts(store=Pipelined)),
     Plant("exclusive end", {COUNTS}, patches=[(projector_module, "fold", exclusive_end)]),
     Plant("resume at latest", {COUNTS, COUNTS_END, EDGES_END, ANSWERS}, Parts(projector=ResumesAtLatest)),
-    Plant("claimed before the write", {COUNTS, COUNTS_END, EDGES_END, LISTS, EDGES}, Parts(projector=ProgressFirst)),
+    Plant("claimed before the write", {COUNTS, COUNTS_END, EDGES_END, LISTS, EDGES, ANSWERS}, Parts(projector=ProgressFirst)),
     Plant("delete without timestamp", {LISTS, LISTS_END}, patches=[(replicas, "list_write", untimed_delete)]),
     Plant("wall-clock timestamps", {ALARM, COUNTS, EDGES, NEGATIVE}, patches=[(replicas, "write_timestamp", wall_clock())]),
     Plant("replay that does not republish", {ANSWERS, ANSWERS_END}, patches=[(projector_module, "fold", not_republished)]),
@@ -312,4 +356,9 @@ PLANTS = [
     Plant("started on any log", {REFUSED, COUNTS, COUNTS_END}, patches=[(projector_module, "resume_points", anything_goes)]),
     Plant("a cut batch without its order", {ALARM, COUNTS}, Parts(embedded_store=StepsOutOfOrder)),
     Plant("feed ahead of the rows", {ANSWERS, LISTS, EDGES}, patches=[(world_module, "SecondaryReader", FeedAheadOfRows)]),
+    Plant("writes that never fail", {ALARM, COUNTS, EDGES_END, COUNTS_END, LISTS, LISTS_END}, Parts(store=WritesThatNeverFail)),
+    Plant("undecodable record skipped", {UNDECODABLE, EDGES, COUNTS}, patches=[(projector_module, "_decoded", decoded_or_empty)]),
+    Plant("position one too far", {NEWER, ANSWERS, LISTS, EDGES}, patches=[(FeedTail, "_advance", one_further)]),
+    Plant("bucket from the running gained", {LISTS, LISTS_END}, patches=[(fold_module, "bucket_of", latest_bucket)]),
+    Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
 ]

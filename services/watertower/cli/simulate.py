@@ -40,6 +40,8 @@ def simulate(
             raise output.usage(f"--without {kind}: there is no such fault, only {', '.join(KINDS)}")
     if trace and seed is None:
         raise output.usage("--trace needs --seed")
+    if trace and json:
+        raise output.usage("--trace is for people: leave --json out")
     first, count = (start, seeds) if seed is None else (seed, 1)
     show = typer.echo if trace else None
     result = campaign.run(first, count, calls, left_out, jobs, show, None if json else _say)

@@ -17,6 +17,7 @@ KINDS = {
     "write_applied_but_timed_out": 0.004,
     "write_on_one_replica": 0.004,
     "write_applied_late": 0.006,
+    "read_failed": 0.002,
     "store_slow": 0.25,
     # processes
     "crash_projector": 0.5,
@@ -41,9 +42,12 @@ KINDS = {
     "log_read_failed": 0.01,
     "offset_gap": 0.05,
     "record_undecodable": 0.05,
+    "log_truncated": 0.1,
     "log_starts_past_progress": 0.1,
     "log_tail_rewound": 0.1,
+    "log_tail_lost": 0.1,
     "log_recreated": 0.1,
+    "log_repartitioned": 0.1,
     # the counts feed
     "feed_lost": 0.02,
     "feed_late": 0.05,

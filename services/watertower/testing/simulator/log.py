@@ -117,7 +117,7 @@ class SimulatedLogReader:
 
     def record_at(self, partition: int, offset: int) -> LogRecord | None:
         self._travel()
-        return self._log.record_at(partition, offset)
+        return self._log.record_at(partition, offset) if offset >= self._log.starts[partition] else None
 
     def commit(self, ends: Mapping[int, int]) -> None:
         self._travel()

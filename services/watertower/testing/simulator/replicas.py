@@ -172,16 +172,18 @@ class _Writing(_Statement):
 
     def _try(self) -> None:
         cluster, faults = self._cluster, self._cluster._faults
-        chosen: Sequence[int] = range(REPLICAS)
-        if faults.strikes("write_on_one_replica"):
-            chosen = [faults.stream("write_on_one_replica").randrange(REPLICAS)]
+        if self._attempt == 1:
+            # Drawn once: what keeps a statement from a quorum does so for all of its attempts, or no write would ever fail.
+            self._silent = faults.strikes("write_applied_but_timed_out")
+            self._chosen: Sequence[int] = range(REPLICAS)
+            if faults.strikes("write_on_one_replica"):
+                self._chosen = [faults.stream("write_on_one_replica").randrange(REPLICAS)]
         late_s = faults.stream("write_applied_late").uniform(TIMEOUT_S, 30.0) if faults.strikes("write_applied_late") else 0.0
-        silent = faults.strikes("write_applied_but_timed_out")
-        for replica in chosen:
+        for replica in self._chosen:
             if late_s:
                 cluster._loop.call_later(late_s, self._arrive, replica, True)
             else:
-                cluster._send(self._arrive, replica, silent)
+                cluster._send(self._arrive, replica, self._silent)
 
     def _arrive(self, replica: int, silent: bool) -> None:
         self._cluster.replicas[replica].apply(self._write)
@@ -202,6 +204,10 @@ class _Reading(_Statement):
         super().__init__(cluster)
 
     def _try(self) -> None:
+        if self._attempt == 1:
+            self._unanswered = self._cluster._faults.strikes("read_failed")
+        if self._unanswered:
+            return
         self._said: dict[int, dict[Any, Cell]] = {}
         for replica in self._cluster._rng.sample(range(REPLICAS), QUORUM):
             self._cluster._send(self._arrive, replica, self._attempt)

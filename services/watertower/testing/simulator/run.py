@@ -14,7 +14,7 @@ from watertower.config import ProjectorSettings
 from watertower.core import buckets
 from watertower.core.model import Metric, Progress
 from watertower.errors import StartRefused
-from watertower.ports import LogIdentity
+from watertower.ports import LogIdentity, LogRecord
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.kernel import Deadlock, blocking
 from watertower.testing.simulator.log import SimulatedLogReader
@@ -81,6 +81,8 @@ def simulate(scenario: Scenario, parts: Parts | None = None, show: Callable[[str
             invariant, detail = broken.invariant, broken.detail
         except Deadlock as deadlock:
             invariant, detail = "everything goes on", str(deadlock)
+        except Exception as error:
+            invariant, detail = "nothing unexpected is raised", repr(error)
         finally:
             simulated_s, digest = world.loop.now_s, world.trace.digest  # what ends below ends in no particular order
             world.close()
@@ -99,7 +101,7 @@ def _surroundings() -> Iterator[list[World]]:
 
     before = structlog.get_config()
     sizes = buckets.SHARED_GAINED_MAX, buckets.BUCKET_GAINED_MAX
-    structlog.configure(processors=[say])
+    structlog.configure(processors=[say], wrapper_class=structlog.BoundLogger, context_class=dict, cache_logger_on_first_use=False)
     buckets.SHARED_GAINED_MAX, buckets.BUCKET_GAINED_MAX = 2, 3
     failpoints.watcher = lambda name: reached(worlds[0], name)
     try:
@@ -135,6 +137,7 @@ async def _day(world: World, scenario: Scenario) -> None:
     observer = world.spawn(_observe(world, queries))
     nemesis = world.spawn(_nemesis(world, ingests, projectors, queries))
     await asyncio.gather(*calling)
+    await callers.redelivered()
     await asyncio.sleep(10.0)
 
     world.trace.say("day", "the faults are over")
@@ -144,7 +147,7 @@ async def _day(world: World, scenario: Scenario) -> None:
     world.owners.beside.clear()
     for clock in world.clocks.values():
         clock.off_us = 0
-    for node in (*projectors, *queries):
+    for node in (*ingests, *projectors, *queries):
         node.kill()
         node.start()
     await _drained(world)
@@ -182,6 +185,8 @@ async def _nemesis(world: World, ingests: list[IngestNode], projectors: list[Pro
             world.trace.say("nemesis", f"the clock of {name} is off by {world.clocks[name].off_us} us")
         if world.loop.now_s > 15.0 and not world.undecodable and faults.strikes("record_undecodable"):
             world.log.land(faults.stream("record_undecodable").randrange(world.partitions), b"\xff of a later version", 0)
+        if world.embedded and faults.strikes("log_truncated"):
+            _truncate(world)
         if world.embedded:
             continue  # one owner, whatever happens, and one disk
         if faults.strikes("store_slow"):
@@ -192,15 +197,18 @@ async def _nemesis(world: World, ingests: list[IngestNode], projectors: list[Pro
                 world.owners.assigned[partition] = faults.stream("rebalance").choice(PROJECTORS)
             faults.fired["rebalance in a flush"] += bool(world.flushing)
             world.trace.say("nemesis", f"rebalances {world.owners.assigned}")
-        if faults.strikes("two_owners"):
-            partition = faults.stream("two_owners").randrange(world.partitions)
-            world.owners.beside[partition] = faults.stream("two_owners").choice(PROJECTORS)
+        alone = [partition for partition in range(world.partitions) if partition not in world.owners.beside]
+        if alone and faults.strikes("two_owners"):
+            partition = faults.stream("two_owners").choice(alone)
+            others = [name for name in PROJECTORS if name != world.owners.assigned[partition]]
+            world.owners.beside[partition] = faults.stream("two_owners").choice(others)
             world.loop.call_later(faults.stream("two_owners").uniform(2.0, 15.0), world.owners.beside.pop, partition, None)
             world.trace.say("nemesis", f"two owners of p{partition}: {world.owners.assigned[partition]}, {world.owners.beside[partition]}")
         if faults.strikes("ping_pong"):
             world.spawn(_ping_pong(world, faults.stream("ping_pong").randrange(world.partitions)))
-        if faults.strikes("replay_from_old_offset"):
-            _forget_progress(world, faults.stream("replay_from_old_offset").randrange(world.partitions))
+        older = _older_progress(world)
+        if older and faults.strikes("replay_from_old_offset"):
+            _put_back_progress(world, faults.stream("replay_from_old_offset").choice(older))
 
 
 async def _crash(world: World, node: Node, down_s: float) -> None:
@@ -220,17 +228,33 @@ async def _ping_pong(world: World, partition: int) -> None:
         await asyncio.sleep(rng.uniform(0.3, 2.0))
 
 
-def _forget_progress(world: World, partition: int) -> None:
-    """An operator puts an older row of progress back, whatever its timestamp."""
-    records = [r for r in world.log.records[partition] if r.offset <= world.ends()[partition]]
-    applied = ReplicaScanner(world.cluster, range(REPLICAS)).progress().get(partition)
-    older = [record for record in records if applied is not None and record.offset < applied.end]
-    if older:
-        record = world.faults.stream("replay_from_old_offset").choice(older)
-        write = progress_write(partition, Progress(record.offset, record_id(record.payload), record.appended_at), 1)
-        for replica in world.cluster.replicas:
-            replica.tables[write.partition][write.key] = write.cell
-        world.trace.say("nemesis", f"progress of p{partition} is put back to {record.offset}")
+def _older_progress(world: World) -> list[LogRecord]:
+    """The records behind what is applied, from which a replay can begin."""
+    applied = ReplicaScanner(world.cluster, range(REPLICAS)).progress()
+    return [
+        record
+        for partition, progress in applied.items()
+        for record in world.log.records[partition]
+        if world.log.starts[partition] <= record.offset < progress.end and events_in(record)
+    ]
+
+
+def _put_back_progress(world: World, record: LogRecord) -> None:
+    """An operator puts an older row of progress back, whatever its timestamp, and has another projector begin there."""
+    rng, partition = world.faults.stream("replay_from_old_offset"), record.partition
+    write = progress_write(partition, Progress(record.offset, record_id(record.payload), record.appended_at), 1)
+    for replica in world.cluster.replicas:
+        replica.tables[write.partition][write.key] = write.cell
+    world.owners.assigned[partition] = rng.choice([name for name in PROJECTORS if name != world.owners.assigned[partition]])
+    world.trace.say("nemesis", f"progress of p{partition} is put back to {record.offset}")
+
+
+def _truncate(world: World) -> None:
+    """The log drops what is applied, as it may: up to the record at progress, which it keeps or (as by age) drops, too."""
+    for partition, progress in ReplicaScanner(world.cluster, range(REPLICAS)).progress().items():
+        start = progress.end + world.faults.stream("log_truncated").choice((0, 1))
+        world.log.starts[partition] = max(world.log.starts[partition], start)
+    world.trace.say("nemesis", f"the log begins at {world.log.starts}")
 
 
 async def _observe(world: World, queries: list[QueryNode]) -> None:
@@ -336,7 +360,7 @@ async def _check_served(world: World, node: QueryNode, entity: str) -> None:
         raise Broken("everything goes on", f"{node.name} is not ready")
     request = reader_pb2.GetCountsRequest(entity=entity, metrics=METRIC_NUMBERS)
     context: Any = None
-    answer = await node.service.get_counts(request, context)
+    answer = await asyncio.wait_for(node.service.get_counts(request, context), 60.0)
     position = node.saw(answer.freshness, node.seen()).offsets
     ends = world.ends()
     if any(position.get(p, -1) != end for p, end in ends.items()) or (answer.freshness.stale and not world.undecodable):
@@ -355,23 +379,28 @@ async def _check_refusals(world: World) -> None:
     """What an operator must not do to a log: each is refused at the next start."""
     applied = ReplicaScanner(world.cluster, range(REPLICAS)).progress()
     full = [partition for partition, progress in applied.items() if progress.end >= 0 and partition not in world.undecodable]
-    kinds = ["log_starts_past_progress", "log_tail_rewound", "log_recreated"]
-    world.rng("operator").shuffle(kinds)
+    kinds = ["log_starts_past_progress", "log_tail_rewound", "log_tail_lost", "log_recreated", "log_repartitioned"]
+    rng = world.rng("operator")
+    rng.shuffle(kinds)
     world.faults.over = False
     kind = next((kind for kind in kinds if full and world.faults.strikes(kind)), None)
     world.faults.over = True
     if kind is None:
         return
-    partition, end, log = full[0], applied[full[0]].end, world.log
+    partition, log = rng.choice(full), world.log
+    end = applied[partition].end
+    kept = [record for record in log.records[partition] if record.offset < end]
     if kind == "log_starts_past_progress":
-        log.starts[partition] = end + 2
-        log.records[partition] = []
+        log.starts[partition], log.records[partition] = end + 2, []
     elif kind == "log_tail_rewound":
-        kept = [record for record in log.records[partition] if record.offset < end]
-        other = log.records[partition][-1]._replace(offset=end, payload=b"another record")
-        log.records[partition] = [*kept, other]
-    else:
+        log.records[partition] = [*kept, log.records[partition][-1]._replace(offset=end, payload=b"another record")]
+        log.starts[partition] = 0
+    elif kind == "log_tail_lost":
+        log.records[partition], log.starts[partition] = kept, 0
+    elif kind == "log_recreated":
         log.identity = LogIdentity("another log", world.partitions)
+    else:
+        log.identity = log.identity._replace(partitions=world.partitions + 1)
 
     def start() -> None:
         projector = world.parts.projector(
@@ -389,4 +418,4 @@ async def _check_refusals(world: World) -> None:
     except StartRefused as refused:
         world.trace.say("operator", f"{kind}: refused: {refused}")
     else:
-        raise Broken("a start is refused with reason", f"{kind} of p{partition} was not noticed")
+        raise Broken("a wrong log is refused", f"{kind} of p{partition} was not noticed")

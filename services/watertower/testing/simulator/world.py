@@ -77,6 +77,7 @@ class World:
         self.seed, self.faults, self.parts = seed, faults, parts
         self.loop = VirtualTimeLoop()
         self.trace = Trace(self.loop, show)
+        self.loop.set_exception_handler(self._unexpected)
         rng = self.rng("world")
         self.partitions = rng.choice((1, 2, 2, 3))
         self.embedded = rng.random() < EMBEDDED_SHARE
@@ -129,10 +130,10 @@ class World:
             clock.off_us = self.rng(f"clock {name}").randint(-50_000, 50_000)
         return clock
 
-    def broke(self, invariant: str, detail: str) -> None:
-        """Ends the run."""
-        if not self.failed.done():
-            self.failed.set_exception(Broken(invariant, detail))
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error that left a callback of the loop: it ends the run."""
+        if "handle" in context and not self.failed.done():
+            self.failed.set_exception(Broken("nothing unexpected is raised", repr(context.get("exception"))))
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """A task of the run. An error that nobody expects ends it."""
@@ -206,6 +207,6 @@ class World:
         for at_s, acknowledged in self.acknowledged:
             if at_s >= fresh_s:
                 break
-            if any(offset > position.offsets.get(p, -1) for p, offset in acknowledged.offsets.items() if p not in self.undecodable):
+            if any(offset > position.offsets.get(p, -1) for p, offset in acknowledged.offsets.items()):
                 lacks = f"lacks what was acknowledged {now_s - at_s:.1f} s ago, {dict(acknowledged.offsets)}"
                 raise Broken("answers say how old they are", f"{dict(position.offsets)} (stale: {stale}) {lacks}")
