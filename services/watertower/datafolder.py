@@ -97,7 +97,8 @@ class DataFolder(NamedTuple):
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
             raise StartRefused(
-                f"{role} already runs on {self.path}, as process {holder}: stop that one, or give this one another data folder"
+                f"{role} already runs on {self.path}, as process {holder}: stop that one (or wait, if it is ending), "
+                "or give this one another data folder"
             ) from error
         try:
             os.ftruncate(descriptor, 0)

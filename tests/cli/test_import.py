@@ -141,7 +141,7 @@ def test_a_first_line_with_names_of_its_own_is_taken_by_place(tmp_path: Path, se
     """None of the names is there, and no option names any: the first two columns, and that is said."""
     result = client("import", write(tmp_path / "f.csv", "id_1,id_2,since\nann,bob,2020\n"))
     assert result.code == 0
-    assert "has other names of columns: 'id_1' as actor, 'id_2' as subject (--actor-column" in result.err
+    assert "names no columns actor and subject: taken by place, 'id_1' as actor, 'id_2' as subject (--actor-column" in result.err
     assert edges(service) == [("ann", FOLLOW, "bob", "", ACTIVE)]
 
 
@@ -619,7 +619,7 @@ def test_a_reader_that_is_not_there(tmp_path: Path, service: FakeService, client
     service.on_read = lambda method: Refusal(grpc.StatusCode.INTERNAL)
     result = client("import", write(tmp_path / "f.csv", "actor,subject\nann,bob\n"))
     assert result.code == 1
-    assert "all rows are recorded, but whether they are counted is not known: " in result.err
+    assert "all rows are recorded and need not be sent again, but whether they are counted is not known: " in result.err
 
 
 @pytest.mark.parametrize(

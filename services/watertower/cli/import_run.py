@@ -156,7 +156,7 @@ class ImportRun:
             try:
                 self._wait()
             except CallFailed as failure:
-                message = f"all rows are recorded, but whether they are counted is not known: {failure}"
+                message = f"all rows are recorded and need not be sent again, but whether they are counted is not known: {failure}"
                 raise CallFailed(message, failure.status, failure.reason) from failure
         visible_s = self._clock.monotonic_s() - began_s if request.wait else None
         sent = self.state.events - before.events

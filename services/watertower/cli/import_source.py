@@ -174,7 +174,9 @@ class Source:
         needed = [name for name in defaults if name is not None]
         if not any(self._columns) and not any(name in names for name in needed) and len(names) >= len(needed):
             taken = ", ".join(f"{found!r} as {name}" for found, name in zip(names, needed, strict=False))
-            self._note(f"{self._path} has other names of columns: {taken} (--actor-column and its like; --no-header if that line is a row)")
+            self._note(
+                f"{self._path} names no columns {' and '.join(needed)}: taken by place, {taken} (--actor-column and its like name others)"
+            )
             return [1, 2, 3 if self._needs_ref else 0, 0]
         missing = [name for name in wanted if name is not None and name not in names]
         if missing:

@@ -111,7 +111,11 @@ def import_(
             summary = run.run()
         except KeyboardInterrupt as error:
             rows = f"after {run.state.rows:,} rows"
-            message = f"{rows}: all are recorded" if run.state.finished else f"{rows}: run the same command again to go on"
+            message = (
+                f"{rows}: all are recorded, and are counted without this command; it would begin anew"
+                if run.state.finished
+                else f"{rows}: run the same command again to go on"
+            )
             raise output.CommandFailed(f"interrupted {message}", code=output.EXIT_INTERRUPTED) from error
     if json:
         output.print_json(summary)
