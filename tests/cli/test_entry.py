@@ -13,6 +13,8 @@ from tests.cli.stored import data_folder
 from tests.core.histories import Happening
 from watertower.core.model import Kind
 
+pytestmark = pytest.mark.slow  # each test starts processes
+
 T = 1_767_323_045_000_006
 
 ASCII = {"PYTHONIOENCODING": "ascii"}
