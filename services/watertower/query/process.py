@@ -22,7 +22,7 @@ class QueryProcess:
         self._service, self._reader, self._settings, self._limits = service, reader, settings, limits
 
     def run(self, role: Role) -> int:
-        """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends it."""
+        """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
         try:
             asyncio.run(self._serve(role))
         except BackendRefused as error:
