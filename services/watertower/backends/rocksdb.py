@@ -15,6 +15,7 @@ from watertower.backends import rocksdb_keys as keys
 from watertower.backends.rocksdb_open import DRIVER_ERRORS, last_key, multi_get, open_owner, scan, synced
 from watertower.backends.rocksdb_reader import RocksDbReader, RocksDbScanner
 from watertower.codec import encode_feed
+from watertower.core.fold import Touched
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.errors import BackendRefused, StartRefused
 from watertower.ports import CountsFeed, FeedMessage, StoreIdentity
@@ -57,15 +58,17 @@ class RocksDbStore:
         return self._identity
 
     @property
-    def exclusive(self) -> bool:
-        return True
-
-    @property
     def feed(self) -> CountsFeed:
         """The counts feed: messages become visible at the store's next sync, together with the flush."""
         return self
 
     # --- reads
+
+    def read_touched(self, wanted: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+        # Nobody writes in between, so the order does not matter; and an actor without a shard has no such edge, because whatever
+        # wrote the edge wrote the shard. In a surge most actors are new: this spares half of the reads.
+        shards = self.read_shards(wanted.shards)
+        return self.read_edges([edge for edge, of_actor in wanted.edges.items() if of_actor in shards]), shards
 
     def read_edges(self, wanted: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
         return self._read(dict(zip(keys.edge_keys(wanted, self._ids), wanted, strict=True)), keys.decode_edge)

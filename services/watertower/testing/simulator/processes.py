@@ -13,6 +13,7 @@ from watertower.core.positions import Position, decode_position
 from watertower.core.sharding import partition_of
 from watertower.errors import BackendUnavailable, CallRefused, StartRefused
 from watertower.ingest.service import IngestService
+from watertower.projector.projector import Projector
 from watertower.query.service import QueryService
 from watertower.testing.simulator.kernel import GreenletExecutor, blocking, process_name, wait
 from watertower.testing.simulator.log import SimulatedLogReader, SimulatedLogWriter
@@ -89,7 +90,7 @@ class ProjectorNode(Node):
             store = self.world.store()
             try:
                 while True:
-                    await blocking(lambda store=store: self._own(store), self.name)  # type: ignore[misc]
+                    await blocking(lambda store=store: self._apply(store), self.name)  # type: ignore[misc]
             except Cut as cut:
                 self.world.trace.say(self.name, f"dies at {cut}")
                 await asyncio.sleep(self.rng.uniform(0.05, 3.0))
@@ -98,13 +99,10 @@ class ProjectorNode(Node):
         if not self._tasks:
             self.spawn(self.run()).add_done_callback(self.world._ended_of_node)
 
-    def _own(self, store: Any) -> None:
-        """Works on what it owns until that changes."""
+    def _apply(self, store: Any) -> None:
+        """Applies what the group gives it, until the process dies."""
         world, rng = self.world, self.rng
-        owned = world.owners.of(self.name)
-        if not owned:
-            self.clock.sleep(0.3)
-            return
+        log = SimulatedLogReader(world.log, lambda: world.owners.of(self.name))
         settings = ProjectorSettings.model_construct(
             flush_events_max=rng.choice((1, 3, 6, 20)),
             flush_records_max=rng.choice((1, 2, 4, 50)),
@@ -112,17 +110,23 @@ class ProjectorNode(Node):
             heartbeat_ms=1_000,
             retry_cap_ms=1_000,
         )
-        projector = world.parts.projector(SimulatedLogReader(world.log), store, world.feed_writer(store), settings, self.clock, rng)
+        projector = world.parts.projector(log, store, world.feed_writer(store), settings, self.clock, rng)
         try:
-            projector.start(owned)
+            projector.start()
+            self._steps(projector)
         except BackendUnavailable:
             self.clock.sleep(0.5)
-            return
         except StartRefused as error:
             raise Broken("a start is refused only with reason", str(error)) from error
-        world.trace.say(self.name, f"owns {owned} from {projector.positions}")
-        while world.owners.of(self.name) == owned:
+
+    def _steps(self, projector: Projector) -> None:
+        world = self.world
+        owned: list[int] = []
+        while True:
             step = projector.step()
+            if owned != list(projector.positions):
+                owned = list(projector.positions)
+                world.trace.say(self.name, f"owns {projector.positions}")
             if step.events:
                 world.trace.say(self.name, f"applied {step.events} events up to {projector.positions}")
             for partition, reason in projector.stopped.items():

@@ -404,14 +404,14 @@ async def _check_refusals(world: World) -> None:
 
     def start() -> None:
         projector = world.parts.projector(
-            SimulatedLogReader(log),
+            SimulatedLogReader(log, lambda: range(world.partitions)),
             store := world.store(),
             world.feed_writer(store),
             ProjectorSettings.model_construct(),
             world.clock("operator"),
             world.rng("operator"),
         )
-        projector.start(range(world.partitions))
+        projector.start()
 
     try:
         await blocking(start, "operator")
