@@ -1,10 +1,11 @@
 """The projector as a process: drives the steps, drains on stop."""
 
+from contextlib import ExitStack
+
 import structlog
 
 from watertower.config import ServiceSettings
-from watertower.datafolder import Lock
-from watertower.ports import Clock, LogReader, Store
+from watertower.ports import Clock
 from watertower.projector.projector import Projector
 from watertower.role import Role
 
@@ -15,9 +16,9 @@ _REPORT_S = 10.0
 class ProjectorProcess:
     """Runs a projector until its role is told to stop."""
 
-    def __init__(self, projector: Projector, log: LogReader, store: Store, settings: ServiceSettings, clock: Clock, lock: Lock) -> None:
-        self._projector, self._log, self._store = projector, log, store
-        self._settings, self._clock, self._lock = settings, clock, lock
+    def __init__(self, projector: Projector, settings: ServiceSettings, clock: Clock, held: ExitStack) -> None:
+        """`held` is what the process has opened; it is closed at the end."""
+        self._projector, self._settings, self._clock, self._held = projector, settings, clock, held
         self._logger = structlog.get_logger("watertower.projector")
 
     def run(self, role: Role) -> int:
@@ -25,16 +26,12 @@ class ProjectorProcess:
 
         Raises StartRefused, BackendRefused, BackendUnavailable.
         """
-        try:
+        with self._held:
             self._projector.start()
             role.ready()
             self._loop(role)
             self._drain()
             self._projector.close()
-        finally:
-            self._store.close()
-            self._log.close()
-            self._lock.release()
         return 0
 
     def _loop(self, role: Role) -> None:
