@@ -6,6 +6,10 @@ import random
 import pytest
 from hypothesis import HealthCheck, settings
 
+from watertower.testing.engines.fixtures import cassandra_engine, kafka_engine
+
+__all__ = ["cassandra_engine", "kafka_engine"]
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("default")
 

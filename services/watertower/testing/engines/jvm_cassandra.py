@@ -1,0 +1,139 @@
+"""Cassandra as JVM processes: one data centre, node i on 127.0.0.i, one port for all."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from watertower.testing.engines import cache, jvm
+from watertower.testing.engines.engine import CassandraEngine, Request
+
+VERSION = "5.0.9"
+HEAP_MB = 768
+USER, PASSWORD = "cassandra", "cassandra"
+"""The super user that a new Cassandra has."""
+
+_JARS = f"cassandra-{VERSION}"
+_DEPENDENCIES = (("org.apache.cassandra", "cassandra-all", VERSION),)
+_READY = "Startup complete"
+_USER_MADE = "Created default superuser role"
+_RING = 2**64
+
+# What of Java 17's insides it needs.
+_OPEN = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in ("jdk.internal.ref", "sun.nio.ch", "java.io")] + [
+    f"--add-exports={package}=ALL-UNNAMED"
+    for package in ("java.rmi/sun.rmi.registry", "java.rmi/sun.rmi.server", "java.management.rmi/com.sun.jmx.remote.internal.rmi")
+]
+
+_LOGGING = """\
+<configuration><appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
+<encoder><pattern>%-5level [%thread] %date{ISO8601} %F:%L - %msg%n</pattern></encoder></appender>
+<root level="INFO"><appender-ref ref="STDOUT"/></root></configuration>
+"""
+
+_SETTINGS = """\
+cluster_name: engines
+partitioner: org.apache.cassandra.dht.Murmur3Partitioner
+endpoint_snitch: SimpleSnitch
+# as in the official file
+commitlog_sync: periodic
+commitlog_sync_period: 10000ms
+batch_size_warn_threshold: 5KiB
+batch_size_fail_threshold: 50KiB
+storage_compatibility_mode: CASSANDRA_4
+# only for tests: fixed tokens and nothing to stream, so that nodes may start together; no snapshot at truncate and drop; a small log
+num_tokens: 1
+initial_token: {token}
+auto_bootstrap: false
+auto_snapshot: false
+commitlog_total_space: 256MiB
+seed_provider:
+  - class_name: org.apache.cassandra.locator.SimpleSeedProvider
+    parameters: [{{seeds: "{seeds}"}}]
+listen_address: {host}
+storage_port: {storage_port}
+rpc_address: {host}
+native_transport_port: {native_port}
+"""
+
+_LOGIN = """\
+authenticator: PasswordAuthenticator
+authorizer: CassandraAuthorizer
+client_encryption_options:
+  enabled: true
+  optional: false
+  keystore: {keystore}
+  keystore_password: {password}
+  store_type: PKCS12
+"""
+
+
+class CassandraNode(jvm.JvmNode):
+    """A node that is ready when it and its peers see each other, too: what asks for a quorum right after that gets one."""
+
+    def __init__(self, number: int, folder: Path, command: Sequence[str], native_port: int, storage_port: int) -> None:
+        super().__init__(f"cassandra {number}", f"127.0.0.{number}:{native_port}", folder, command, _READY)
+        self.peers: Sequence[CassandraNode] = ()
+        self._up = f"/127.0.0.{number}:{storage_port} is now UP"
+        self._to_meet: dict[CassandraNode, int] = {}
+
+    def launch(self) -> None:
+        # From there on a peer's log is about this start.
+        self._to_meet = {peer: len(peer.said()) for peer in self.peers if peer.running and not peer.paused}
+        super().launch()
+
+    def wait_ready(self) -> None:
+        super().wait_ready()
+        for peer, length in self._to_meet.items():
+            self.wait_for_line(peer._up)
+            peer.wait_for_line(self._up, after=length)
+
+
+def why_not(request: Request) -> str:
+    """Empty when this machine can start it; else what is missing."""
+    return jvm.why_no_jvm(_JARS)
+
+
+@contextmanager
+def cassandra(request: Request) -> Iterator[CassandraEngine]:
+    """Nodes on free ports; gone, with their data, at the end."""
+    class_path = f"{cache.jars(_JARS, _DEPENDENCIES)}/*"
+    hosts = [f"127.0.0.{number}" for number in range(1, request.nodes + 1)]
+    native_port, storage_port = jvm.shared_port(hosts), jvm.shared_port(hosts)
+    seeds = ",".join(f"{host}:{storage_port}" for host in hosts)
+    nodes = []
+    with jvm.data_folder("cassandra") as folder:
+        for number, host in enumerate(hosts, 1):
+            home = folder / str(number)
+            home.mkdir()
+            token = -(2**63) + 1 + (number - 1) * (_RING // request.nodes)
+            text = _SETTINGS.format(token=token, seeds=seeds, host=host, storage_port=storage_port, native_port=native_port)
+            if request.secure:
+                text += _LOGIN.format(keystore=cache.certificates() / "server.p12", password=cache.STORE_PASSWORD)
+            (home / "cassandra.yaml").write_text(text)
+            (home / "logback.xml").write_text(_LOGGING)
+            command = ["java", *_java_options(home, request), "-cp", class_path, "org.apache.cassandra.service.CassandraDaemon"]
+            nodes.append(CassandraNode(number, home, command, native_port, storage_port))
+        for node in nodes:
+            node.peers = [peer for peer in nodes if peer is not node]
+        access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
+        with jvm.launched(nodes):
+            if request.secure:
+                jvm.wait_for_any(nodes, _USER_MADE)
+            yield CassandraEngine(provider="jvm", nodes=nodes, **access)
+
+
+def _java_options(home: Path, request: Request) -> list[str]:
+    properties = {
+        "cassandra.config": (home / "cassandra.yaml").as_uri(),
+        "logback.configurationFile": home / "logback.xml",
+        "cassandra.storagedir": home / "data",
+        "cassandra-foreground": "yes",
+        # Three waits for a ring and for gossip that a new cluster on one machine does not need: 8, 30 and 10 s.
+        "cassandra.skip_wait_for_gossip_to_settle": 0,
+        "cassandra.ring_delay_ms": 1000,
+        "cassandra.superuser_setup_delay_ms": 0,
+        # One copy, the default, would lock everybody out with the node that holds it.
+        "cassandra.system_auth.default_rf": request.replication_factor,
+    }
+    heap = [f"-Xms{HEAP_MB}m", f"-Xmx{HEAP_MB}m", "-XX:+UseSerialGC"]
+    return [*heap, *_OPEN, *(f"-D{name}={value}" for name, value in properties.items())]
