@@ -37,7 +37,7 @@ class ServiceSettings(_Section):
     log: Literal["sqlite", "kafka"] = Field("sqlite", description="the back end of the log; kafka carries the counts feed too")
     store: Literal["rocksdb", "cassandra"] = Field("rocksdb", description="the back end of the store; rocksdb carries the counts feed too")
     partitions: Annotated[int, Field(ge=1, le=PARTITIONS_MAX)] = Field(
-        8, description="partitions of the log; fixed when the data folder or the topics are created (for those 64 is a good number)"
+        8, description="partitions of the embedded log; fixed when the data folder is created"
     )
     write_host: str = Field("127.0.0.1", description="address that the writer binds")
     write_port: Port = Field(50051, description="port of the writer; 0 takes a free one")

@@ -280,7 +280,8 @@ def test_scratch_of_the_dead_is_removed(tmp_path: Path) -> None:
     others = [f"query-{os.getpid()}", f"scan-{os.getpid()}-x_1", "query-me", f"{ended.pid}"]
     for name in (*dead, *others):
         (folder.readers_path / name / "within").mkdir(parents=True)
-    opened_scanner(folder.path, None).close()
+    with opened_scanner(folder.path):
+        pass
     assert sorted(path.name for path in folder.readers_path.iterdir()) == sorted(others)
 
 

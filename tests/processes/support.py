@@ -223,7 +223,7 @@ class Expected:
 
 def assert_store_equals(data: Path, expected: Expected) -> None:
     """Every edge, count and list of the data folder is what the acknowledged events say, and `audit` agrees."""
-    with contextlib.closing(opened_scanner(data, None)) as scanner:
+    with opened_scanner(data) as scanner:
         found = {key: (edge.occurred_at, not edge.active) for key, edge in scanner.edges()}
         listed = Counter((actor, kind, subject, ref) for subject, kind, _, _, _, actor, ref in scanner.subject_lists())
         of_actors = Counter(scanner.actor_lists())

@@ -1,6 +1,5 @@
 """The main job on real input: 578,006 follows between 37,700 accounts go in through the service; degrees counted from the file come out."""
 
-import contextlib
 import csv
 import gzip
 import json
@@ -100,7 +99,7 @@ def degrees(rows: list[Follow]) -> Counter[str]:
 
 
 def stored_lists(data: Path) -> Lists:
-    with contextlib.closing(opened_scanner(data, None)) as scanner:
+    with opened_scanner(data) as scanner:
         followers = {
             subject: [actor for _, _, _, _, _, actor, _ in sorted(rows, key=lambda row: -row[4])]  # stable: ties stay as they lie
             for subject, rows in groupby(scanner.subject_lists(), key=lambda row: row[0])

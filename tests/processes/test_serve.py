@@ -122,7 +122,7 @@ def test_ctrl_c_while_it_starts(tmp_path: Path, after: int) -> None:
 
 def _assert_applied(data: Path, acknowledged: Expected) -> None:
     """The store has everything that was acknowledged; it may have more, of calls that got no answer."""
-    with contextlib.closing(opened_scanner(data, None)) as scanner:
+    with opened_scanner(data) as scanner:
         ends = {partition: progress.end for partition, progress in scanner.progress().items()}
         edges = {key: (edge.occurred_at, not edge.active) for key, edge in scanner.edges()}
     assert all(ends[partition] >= end for partition, end in acknowledged.ends.items())

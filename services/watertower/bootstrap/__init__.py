@@ -5,7 +5,8 @@ drivers of the other.
 """
 
 import random
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 from watertower.clock import SystemClock
@@ -53,11 +54,12 @@ def query(settings: Settings) -> QueryProcess:
     return QueryProcess(service, settings.service, settings.query, held)
 
 
-def open_scanner(settings: Settings) -> StoreScanner:
+@contextmanager
+def opened_scanner(settings: Settings) -> Iterator[StoreScanner]:
     """All rows of the configured store, beside a service that runs or does not. Raises StartRefused; BackendUnavailable while the store
     is not there yet."""
-    scanner: StoreScanner = _back_ends(settings).scanner(settings)
-    return scanner
+    with ExitStack() as opened:
+        yield _back_ends(settings).scanner(settings, opened)
 
 
 def _back_ends(settings: Settings) -> ModuleType:

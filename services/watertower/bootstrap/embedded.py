@@ -59,17 +59,16 @@ def query_side(settings: Settings, opened: ExitStack) -> tuple[StoreReader, Feed
     return reader, reader
 
 
-def scanner(settings: Settings) -> StoreScanner:
+def scanner(settings: Settings, opened: ExitStack) -> StoreScanner:
     """All rows of the folder as of now."""
     folder = open_existing(settings.service.data)
     folder.readers_path.mkdir(mode=0o700, exist_ok=True)
     _remove_scratch_of_the_dead(folder.readers_path)
     own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=folder.readers_path))
-    try:
-        return RocksDbScanner(folder.store_path, own, _store_identity(folder))
-    except BaseException:
-        shutil.rmtree(own, ignore_errors=True)
-        raise
+    opened.callback(shutil.rmtree, own, ignore_errors=True)
+    rows = RocksDbScanner(folder.store_path, own, _store_identity(folder))
+    opened.callback(rows.close)
+    return rows
 
 
 def _folder(settings: Settings) -> DataFolder:

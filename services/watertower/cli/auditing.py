@@ -1,6 +1,5 @@
 """`watertower audit`: recounts everything from the edges."""
 
-import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +44,7 @@ def audit(
         if len(shown) < limit:
             shown.append(difference)
 
-    with contextlib.closing(opened_scanner(data, set_)) as scanner:
+    with opened_scanner(data, set_) as scanner:
         console = Console(stderr=True, quiet=json)
         with console.status("recounting") as status:
             totals = audit_module.audit(scanner, on_difference, lambda edges: status.update(f"recounting: {edges:,} edges"))

@@ -75,7 +75,7 @@ def _export(
 ) -> None:
     if format_ not in ("csv", "ndjson"):
         raise output.usage(f"--format {format_}: must be csv or ndjson")
-    with contextlib.closing(opened_scanner(data, set_)) as scanner, _opened(target) as file:
+    with opened_scanner(data, set_) as scanner, _opened(target) as file:
         rows = rows_of(scanner)
         if format_ == "csv":
             writer = csv.writer(file, lineterminator="\n")

@@ -8,6 +8,8 @@ import typer
 from watertower.core.model import Kind, Metric
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from watertower.ports import StoreScanner
 
 WRITE_VARIABLE = "WATERTOWER_WRITE_TARGET"
@@ -36,11 +38,11 @@ def assigned(assignments: list[str] | None) -> dict[str, Any]:
     return options
 
 
-def opened_scanner(data: Path, assignments: list[str] | None) -> "StoreScanner":
+def opened_scanner(data: Path, assignments: list[str] | None = None) -> "AbstractContextManager[StoreScanner]":
     """All rows of the configured store. Raises StartRefused, BackendUnavailable."""
     from watertower import bootstrap, config
 
-    return bootstrap.open_scanner(config.load({**assigned(assignments), "data": str(data)}))
+    return bootstrap.opened_scanner(config.load({**assigned(assignments), "data": str(data)}))
 
 
 KIND_NAMES = {kind.name.lower(): kind for kind in Kind}

@@ -246,17 +246,14 @@ def run(
 
 def _recount_edges(options: Mapping[str, Any]) -> tuple[int, int]:
     """Active edges of the star and of its post, straight from the store."""
-    scanner = bootstrap.open_scanner(config.load(options))
-    try:
-        followers = likes = 0
+    followers = likes = 0
+    with bootstrap.opened_scanner(config.load(options)) as scanner:
         for (_, kind, subject, _), edge in scanner.edges():
             if edge.active and subject == STAR and kind == Kind.FOLLOW:
                 followers += 1
             elif edge.active and subject == POST and kind == Kind.LIKE:
                 likes += 1
-        return followers, likes
-    finally:
-        scanner.close()
+    return followers, likes
 
 
 def _resident_mb(pid: int) -> float | None:
