@@ -9,6 +9,7 @@ the service's own log, each kind of message at most once in LOG_INTERVAL_S: it r
 """
 
 import logging
+import re
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from kafka import errors
 from kafka.admin import KafkaAdminClient
 from kafka.codec import has_lz4, has_zstd
 from kafka.net.compat import KafkaNetClient
+from kafka.net.selector import NetworkSelector
 
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import Clock
@@ -62,6 +64,7 @@ _REFUSALS = (
     errors.NoOffsetForPartitionError,
 )
 
+_ADDRESS = re.compile(r"\S+:\d{1,5}")
 _Client = TypeVar("_Client")
 
 
@@ -183,18 +186,20 @@ def opened(settings: KafkaSettings, clock: Clock, client: Callable[..., _Client]
     if not COMPRESSIONS.get(settings.compression, lambda: False)():
         usable = ", ".join(name for name, installed in COMPRESSIONS.items() if installed())
         raise StartRefused(f"kafka_compression is {settings.compression!r}: set one of {usable} (the others need their packages)")
-    networks: list[KafkaNetClient] = []
+    if not all(_ADDRESS.fullmatch(server.strip()) for server in settings.bootstrap_servers.split(",")):
+        raise StartRefused(f"kafka_bootstrap_servers is {settings.bootstrap_servers!r}: it must be host:port, or several with commas between")
+    loops: list[NetworkSelector] = []
 
     def network(**network_configs: Any) -> KafkaNetClient:
-        networks.append(KafkaNetClient(**network_configs))
-        return networks[-1]
+        loops.append(NetworkSelector(**network_configs))
+        return KafkaNetClient(net=loops[-1], **network_configs)
 
     with driver_log(clock).listen() as heard:
         try:
             return client(**(settings.connection() | configs), kafka_client=network)
         except (errors.KafkaError, OSError, ValueError) as error:
-            for one in networks:
-                one.close()
+            for loop in loops:
+                loop.close()
             raise _reason(settings, [*heard, error]) from error
 
 
