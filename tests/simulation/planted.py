@@ -22,9 +22,10 @@ from watertower.query.cache import CountsCache, Entry, Load
 from watertower.query.tail import FeedTail, Freshness
 from watertower.testing.simulator import replicas
 from watertower.testing.simulator import world as world_module
+from watertower.testing.simulator.cluster import Cluster, Write
 from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.log import SimulatedLogWriter
-from watertower.testing.simulator.replicas import Cluster, ReplicatedStore, Write
+from watertower.testing.simulator.replicas import ReplicatedStore
 from watertower.testing.simulator.world import Parts, World
 
 ALARM = "no edge is ahead of its shards"
@@ -80,7 +81,7 @@ class Pipelined(ReplicatedStore):
     """The next step, and the next flush, begin before this one is acknowledged."""
 
     def _write(self, writes: list[Write]) -> None:
-        task = self._cluster._loop.create_task(self._cluster.write(writes))
+        task = self._cluster._loop.create_task(self._cluster.all_of([self._cluster.writing([write]) for write in writes]))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
@@ -134,7 +135,7 @@ def latest_bucket(crossings: tuple[tuple[int, int], ...], offset: int, index: in
 
 def untimed_delete(row: ListKey, change: ListChange, generation: int) -> Write:
     """A delete with the timestamp of nothing, as from a shell."""
-    return replicas.Write(("lists", row[:2]), row, (1, None)) if not change.present else _list_write(row, change, generation)
+    return Write(("lists", row[:2]), row, (1, None)) if not change.present else _list_write(row, change, generation)
 
 
 _list_write = replicas.list_write
