@@ -19,8 +19,11 @@ from watertower.codec import encode_batch
 from watertower.config import ProjectorSettings
 from watertower.core.model import KINDS, EventBatch, Kind
 from watertower.core.sharding import partition_of
-from watertower.ports import FeedMessage, LogReader, LogWriter, Store, StoreScanner
+from watertower.ports import FeedMessage, LogReader, LogRecord, LogWriter, Store, StoreScanner
 from watertower.projector.projector import Projector
+
+READ_S = 60.0
+"""Seconds in which a log gives the records that it has."""
 
 STEPS_MAX = 50
 """Steps that the owner at the end may take; a step is tried again after an error."""
@@ -62,8 +65,11 @@ RECORDS = {"A": 4, "B": 3, "C": 1, "last": 2}
 """Records that each owner takes in a flush."""
 
 
+_CLOCK = SystemClock()
+
+
 class NotOver(Exception):
-    """The last owner did not get to the end of the log."""
+    """The log was not given, or not applied, to its end."""
 
 
 class OnePartition:
@@ -77,6 +83,23 @@ class OnePartition:
 
     def owned(self) -> frozenset[int]:
         return frozenset({self._partition})
+
+    def read(self, after: Mapping[int, int], records_max: int, bytes_max: int) -> list[LogRecord]:
+        """As many as are asked for, or all that there are: a log that fetches ahead may give fewer at first."""
+        if self._partition not in after:  # it was stopped
+            return []
+        deadline_s = _CLOCK.monotonic_s() + READ_S
+        at, end = after[self._partition], self._log.ends([self._partition])[self._partition]
+        found: list[LogRecord] = []
+        while at < end and len(found) < records_max:
+            if some := self._log.read({self._partition: at}, records_max - len(found), bytes_max):
+                found += some
+                at = some[-1].offset
+            elif _CLOCK.monotonic_s() > deadline_s:
+                raise NotOver(f"the log gives nothing after {at}, and ends at {end}")
+            else:
+                _CLOCK.sleep(0.01)
+        return found
 
     def commit(self, ends: Mapping[int, int]) -> None:
         """Nothing: an owner may begin further back than another one ended."""
@@ -227,7 +250,7 @@ def violation(
         if name not in owners:
             settings = ProjectorSettings.model_construct(flush_records_max=RECORDS[name], flush_events_max=RECORDS[name])
             reader: Any = OnePartition(log, partition)
-            owners[name] = Owner(projector(reader, store(), NoFeed(), settings, SystemClock(), random.Random(1)))
+            owners[name] = Owner(projector(reader, store(), NoFeed(), settings, _CLOCK, random.Random(1)))
         return owners[name]
 
     with stopping_at_failpoints():

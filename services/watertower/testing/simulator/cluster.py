@@ -197,6 +197,8 @@ class _Writing(_Statement):
             self._chosen: Sequence[int] = range(REPLICAS)
             if faults.strikes("write_on_one_replica"):
                 self._chosen = [faults.stream("write_on_one_replica").randrange(REPLICAS)]
+            elif len(self._mutation) > 1 and faults.strikes("mutation_on_one_replica"):
+                self._chosen = [faults.stream("mutation_on_one_replica").randrange(REPLICAS)]
         late_s = faults.stream("write_applied_late").uniform(TIMEOUT_S, 30.0) if faults.strikes("write_applied_late") else 0.0
         for replica in self._chosen:
             if late_s:
