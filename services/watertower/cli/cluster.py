@@ -53,8 +53,8 @@ def create(
 def migrate(set_: Set = None, wait_s: Wait = WAIT_S_DEFAULT, json: output.Json = False) -> None:
     """Create the keyspace and the tables in Cassandra that are missing, for the rows of the log that is in Kafka.
 
-    Comes after `topics create`. Can be run again, and from two places at once. Exit code: 0 the tables are there as they must be, 1 Kafka or
-    Cassandra did not answer, 3 what is there belongs to another log or to a newer version.
+    Comes after `topics create`. Can be run again, and from two places at once. Exit code: 0 the tables are there as they must be,
+    1 Kafka or Cassandra did not answer, 3 what is there belongs to another log or to a newer version.
     """
     from watertower import config
     from watertower.bootstrap import cluster
