@@ -24,7 +24,7 @@ from watertower.core.fold import fold, touched
 from watertower.core.model import NO_PROGRESS, EventBatch, Kind, Record
 from watertower.core.sharding import partition_of
 from watertower.ports import LogIdentity, StoreIdentity
-from watertower.projector.projector import messages, read_touched
+from watertower.projector.projector import messages
 
 START_US = 1_700_000_000_000_000
 
@@ -137,7 +137,7 @@ def main() -> None:
     for records in flushes:
         keys = touched(records)
         lap("touched")
-        edges, shards = read_touched(store, keys)
+        edges, shards = store.read_touched(keys)
         lap("read")
         flush = fold(records, edges, shards)
         lap("fold")

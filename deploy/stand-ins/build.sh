@@ -2,7 +2,7 @@
 # Builds local stand-ins for official images that cannot be pulled: the same name and tag, ports, variables, paths and log lines, as far as
 # compose files and tests use them, so that those stay the same where the official images can be had.
 #
-#   build.sh [python] [kafka] [cassandra]      default: all; an image that is there already (official or built) is left alone
+#   build.sh [python] [kafka] [cassandra]      default: all; an image that is there already, or can be pulled, is left alone
 #
 # Made from a Debian root file system (debootstrap) and Maven Central's jars. Needs root, a Docker engine, debootstrap, java, mvn, and
 # PYTHON (default: the project's .venv), which knows the versions and fetches the jars.
@@ -16,7 +16,10 @@ mkdir -p "$CACHE"
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 
+PULL_S=120
+
 have() { docker image inspect "$1" >/dev/null 2>&1; }
+get() { have "$1" || timeout "$PULL_S" docker pull -q "$1" >/dev/null 2>&1; }
 ask() { "$PYTHON" -c "from watertower.testing.engines import containers, jvm_cassandra, jvm_kafka; print($1)"; }
 
 base() {
@@ -42,13 +45,13 @@ build() { # build FOLDER TAG...: with the jars of $jars, if any, as jars/
     local tags=() tag
     for tag in "${@:2}"; do tags+=(-t "$tag"); done
     # Debian's engine has no BuildKit, and with the host's network apt reaches what the host reaches.
-    DOCKER_BUILDKIT=0 docker build -q --network host --build-arg "BASE=$BASE" "${tags[@]}" "$context" >/dev/null
+    DOCKER_BUILDKIT=0 docker build -q --network host --build-arg "BASE=$BASE" "${tags[@]}" "$context" >"$CACHE/build.log" 2>&1 || { tail -n 20 "$CACHE/build.log" >&2; return 1; }
 }
 
 jre() { base; have local/jre17 || jars='' build jre17 local/jre17; }
-do_python() { have python:3.11-slim || { base; build python python:3.11-slim "python:3.11-slim-$SUITE"; }; }
-do_kafka() { have "$(ask containers.KAFKA_IMAGE)" || { jre; jars=$(ask 'jvm_kafka.jars()') build kafka "$(ask containers.KAFKA_IMAGE)"; }; }
-do_cassandra() { have "$(ask containers.CASSANDRA_IMAGE)" || { jre; jars=$(ask 'jvm_cassandra.jars()') build cassandra "$(ask containers.CASSANDRA_IMAGE)"; }; }
+do_python() { get python:3.11-slim || { base; build python python:3.11-slim "python:3.11-slim-$SUITE"; }; }
+do_kafka() { get "$(ask containers.KAFKA_IMAGE)" || { jre; jars=$(ask 'jvm_kafka.jars()') build kafka "$(ask containers.KAFKA_IMAGE)"; }; }
+do_cassandra() { get "$(ask containers.CASSANDRA_IMAGE)" || { jre; jars=$(ask 'jvm_cassandra.jars()') build cassandra "$(ask containers.CASSANDRA_IMAGE)"; }; }
 
 (($#)) || set -- python kafka cassandra
 for name in "$@"; do

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
+from watertower.core.fold import Touched
 from watertower.core.model import (
     Edge,
     EdgeKey,
@@ -81,10 +82,20 @@ class LogReader(Protocol):
 
     def read(self, after: Mapping[int, int], records_max: int, bytes_max: int) -> list[LogRecord]:
         """Records of the given partitions with an offset greater than `after[partition]`, each partition's in order of offset and
-        without leaving any out. At most `records_max` records and `bytes_max` bytes in all, but at least one record if there is
-        any; no partition can starve another for good. Empty when there is nothing new. Only durable records are seen. Does not
-        wait.
+        without leaving any out. At most `records_max` records and `bytes_max` bytes in all, but at least one record if any is at
+        hand; no partition can starve another for good. Empty when nothing new is at hand: a log in other machines may have some on
+        its way, `ends` tells. Only durable records are seen. Does not wait.
         """
+        ...
+
+    def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        """Per partition the inclusive offset up to which the log goes now; -1 before the first record. Every record that was
+        acknowledged before this call lies at or below it."""
+        ...
+
+    def owned(self) -> frozenset[int]:
+        """The partitions that this reader may apply now. All of them, unless it is a member of a group: then they come and go, and one
+        that was lost may be another's already."""
         ...
 
     def start(self, partition: int) -> int:
@@ -111,21 +122,21 @@ class StoreIdentity(NamedTuple):
 
 
 class Store(Protocol):
-    """The rows, as the projector that owns their partitions sees them. One flush calls, in this order, `read_edges`, `read_shards`,
-    `write_derived`, `write_edges`, `write_progress`, `CountsFeed.publish`, `sync`.
+    """The rows, as the projector that owns their partitions sees them. One flush calls, in this order, `read_touched`, `write_derived`,
+    `write_edges`, `write_progress`, `CountsFeed.publish`, `sync`.
 
     A reader never sees a later step's rows without the earlier steps' rows. A back end may hold writes back until `sync` and then
     apply them all at once; it may not reorder them. Every write carries positions.write_timestamp of its generation and offset; a
     write that is older than the row it meets loses. (A back end that guarantees one owner at a time, by refusing to be opened
-    twice, needs no such comparison and says so by `exclusive`.)
+    twice, needs no such comparison.)
     """
 
     @property
     def identity(self) -> StoreIdentity: ...
 
-    @property
-    def exclusive(self) -> bool:
-        """True when opening the store a second time for writing is refused while the first owner lives."""
+    def read_touched(self, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+        """What one flush needs, fresh: of the edges and shards those that exist. With more than one owner about, a shard is never older
+        than an edge that moved it: the edges are read first, the shards after them or in the same breath (core/fold.py says why)."""
         ...
 
     def read_edges(self, keys: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
@@ -191,7 +202,7 @@ class StoreReader(Protocol):
         ...
 
     def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
-        """All shards of an entity by (metric, shard), as of one moment. Empty when the entity was never seen."""
+        """All shards of an entity by (metric, shard), each as of now or later. Empty when the entity was never seen."""
         ...
 
     def read_progress(self) -> dict[int, Progress]: ...
@@ -214,7 +225,8 @@ class StoreReader(Protocol):
 
 
 class StoreScanner(Protocol):
-    """All rows as of one moment, the same one for every method: for audits and exports."""
+    """All rows, for audits and exports. Of one moment, the same one for every method, where the back end has such a thing
+    (`testing.contract_owners.SnapshotContract`); elsewhere of one moment only while nobody writes."""
 
     @property
     def identity(self) -> StoreIdentity: ...
@@ -270,7 +282,8 @@ class FeedReader(Protocol):
     """The side of the counts feed that a query process holds."""
 
     def poll(self) -> list[FeedMessage]:
-        """The messages since the last poll, each partition's in order. The first poll starts at the feed's end. Messages may be
-        missing (they are kept for a bounded time): the ranges show the gap. Never ahead of the rows: whatever a StoreReader of the
-        same process reads after this returned, it sees at least what the messages say. Does not wait."""
+        """The messages since the last poll, each partition's in order; one may come a little later than its publish. The first poll
+        starts at the feed's end. Messages may be missing (they are kept for a bounded time): the ranges show the gap. Never ahead of
+        the rows: whatever a StoreReader of the same process reads after this returned, it sees at least what the messages say. Does
+        not wait."""
         ...

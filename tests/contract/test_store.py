@@ -8,11 +8,11 @@ import pytest
 from tests.contract.store_harnesses import MemoryHarness, RocksDbHarness
 from watertower.core.model import Kind, ListChange
 from watertower.testing.contract_feed import FeedContract
-from watertower.testing.contract_owners import ExclusiveStoreContract, SharedStoreContract
+from watertower.testing.contract_owners import ExclusiveStoreContract, SharedStoreContract, SnapshotContract
 from watertower.testing.contract_store import StoreContract
 
 
-class TestMemoryStore(StoreContract, FeedContract, SharedStoreContract):
+class TestMemoryStore(StoreContract, FeedContract, SharedStoreContract, SnapshotContract):
     """The store of the tests: any number of owners."""
 
     @pytest.fixture
@@ -30,7 +30,7 @@ class TestMemoryStore(StoreContract, FeedContract, SharedStoreContract):
         assert list(stores.scanner().subject_lists()) == [first]
 
 
-class TestRocksDbStore(StoreContract, FeedContract, ExclusiveStoreContract):
+class TestRocksDbStore(StoreContract, FeedContract, ExclusiveStoreContract, SnapshotContract):
     """The embedded store: one owner."""
 
     @pytest.fixture

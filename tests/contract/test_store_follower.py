@@ -15,7 +15,7 @@ from watertower.core.model import Metric, Progress, Shard
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
 from watertower.testing.contract_feed import FeedContract
-from watertower.testing.contract_owners import ExclusiveStoreContract
+from watertower.testing.contract_owners import ExclusiveStoreContract, SnapshotContract
 from watertower.testing.contract_store import StoreContract
 
 WAIT_S = 30.0
@@ -41,7 +41,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-class TestFollower(StoreContract, FeedContract, ExclusiveStoreContract):
+class TestFollower(StoreContract, FeedContract, ExclusiveStoreContract, SnapshotContract):
     """The embedded store, read through a child."""
 
     @pytest.fixture

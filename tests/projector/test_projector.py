@@ -30,11 +30,22 @@ def batch(*actors: str, subject: str = "star", active: bool = True, at: int = 1)
     return EventBatch(list(actors), bytes([Kind.FOLLOW]) * n, [subject] * n, [""] * n, bytes([active]) * n, [at] * n)
 
 
+class GroupLog(MemoryLog):
+    """Its partitions come and go."""
+
+    def __init__(self, identity: LogIdentity) -> None:
+        super().__init__(identity)
+        self.assigned = frozenset(range(identity.partitions))
+
+    def owned(self) -> frozenset[int]:
+        return self.assigned
+
+
 class Bench:
     """A projector with its back ends, which can be restarted."""
 
     def __init__(self, home: Path, **settings: int) -> None:
-        self.home, self.clock, self.log = home, FakeClock(), MemoryLog(LOG)
+        self.home, self.clock, self.log = home, FakeClock(), GroupLog(LOG)
         self.settings = ProjectorSettings(**settings)
         self.offsets = [0, 0]
         self.open()
@@ -303,7 +314,7 @@ def test_what_is_applied_is_committed_to_the_log(bench: Bench) -> None:
 
 def test_another_log_is_refused(bench: Bench) -> None:
     """A re-created log has another id."""
-    bench.log = MemoryLog(LogIdentity("log-2", 2))
+    bench.log = GroupLog(LogIdentity("log-2", 2))
     projector = Projector(bench.log, bench.store, bench.store.feed, bench.settings, bench.clock, random.Random(1))
     with pytest.raises(StartRefused, match=r"made from log log-1 .* this is log log-2"):
         projector.start()
@@ -314,7 +325,7 @@ def test_a_rewound_log_is_refused(bench: Bench) -> None:
     bench.projector.start()
     bench.append(0, batch("a"))
     bench.drain()
-    bench.log = MemoryLog(LOG)
+    bench.log = GroupLog(LOG)
     bench.append(0, batch("somebody-else"))
     with pytest.raises(StartRefused, match="rewound"):
         bench.restart()
@@ -326,7 +337,7 @@ def test_a_log_that_is_older_than_the_store_is_refused(bench: Bench) -> None:
     bench.append(0, batch("a"))
     bench.append(0, batch("b"))
     bench.drain()
-    bench.log = MemoryLog(LOG)
+    bench.log = GroupLog(LOG)
     bench.append(0, batch("a"))
     with pytest.raises(StartRefused, match="older than the store"):
         bench.restart()
@@ -351,3 +362,62 @@ def test_progress_is_what_the_store_holds(bench: Bench) -> None:
     progress = bench.store.read_progress()
     assert progress == {1: Progress(0, record_id(encode_batch(batch("a"))), appended_at)}
     assert len(progress[1].record_id) == 8
+
+
+def test_partitions_come_and_go(bench: Bench) -> None:
+    """It applies what it owns, lets go of the rest with what it had read of it, and goes on where the store says when it comes back."""
+    bench.log.assigned = frozenset()
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.append(1, batch("d"))
+    assert bench.projector.step().events == 0
+    bench.log.assigned = frozenset({1})
+    assert bench.drain() == 1
+    assert bench.projector.positions == {1: 0}
+    bench.log.assigned = frozenset({0})
+    assert bench.drain() == 1
+    assert bench.projector.positions == {0: 0}
+    bench.append(1, batch("e"))
+    bench.log.assigned = frozenset({0, 1})
+    assert bench.drain() == 1
+    assert {partition: shard.value for partition, shard in bench.followers().items()} == {0: 1, 1: 2}
+    assert {m.partition for m in bench.messages()} == {0, 1}
+
+
+def test_what_was_read_of_a_lost_partition_is_not_applied(tmp_path: Path) -> None:
+    """A record that waits for the next flush when its partition goes is left to the next owner."""
+    bench = Bench(tmp_path, flush_events_max=1)
+    bench.projector.start()
+    for actor in ("a", "b", "c"):
+        bench.append(0, batch(actor))
+    assert bench.projector.step().events == 1
+    bench.log.assigned = frozenset({1})
+    assert bench.drain() == 0
+    bench.log.assigned = frozenset({0})
+    assert bench.drain() == 2
+    bench.close()
+
+
+def test_a_partition_that_is_taken_up_must_belong_to_the_store(bench: Bench) -> None:
+    """Its record at progress is looked at then, not only at the process's start."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.drain()
+    bench.log.assigned = frozenset({1})
+    bench.drain()
+    rewound = GroupLog(LOG)
+    rewound.append(0, encode_batch(batch("somebody-else")), 1)
+    bench.log._records = rewound._records
+    bench.log.assigned = frozenset({0, 1})
+    with pytest.raises(StartRefused, match="partition 0"):
+        bench.projector.step()
+
+
+def test_it_says_how_far_it_is_behind(bench: Bench) -> None:
+    """In offsets, per partition that it owns."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    bench.append(0, batch("b"))
+    assert bench.projector.behind() == {0: 2, 1: 0}
+    bench.drain()
+    assert bench.projector.behind() == {0: 0, 1: 0}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from watertower.codec import UndecodableRecord, record_id
 from watertower.core import fold as fold_module
-from watertower.core.fold import Flush
+from watertower.core.fold import Flush, Touched
 from watertower.core.model import KINDS, Edge, EdgeKey, EventBatch, ListChange, ListKey, Progress, Record, Shard, ShardKey
 from watertower.errors import BackendUnavailable
 from watertower.ports import FeedMessage, LogReader, LogRecord, Store
@@ -69,9 +69,11 @@ class EdgesFirst(ReplicatedStore):
 
 
 class ShardsReadFirst(ReplicatedStore):
-    """What the projector does where a store has a single owner."""
+    """What a store with a single owner may do."""
 
-    exclusive = True
+    def read_touched(self, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+        shards = self.read_shards(keys.shards)
+        return self.read_edges(keys.edges), shards
 
 
 class Pipelined(ReplicatedStore):
@@ -213,8 +215,8 @@ class CachingWithoutReload(Caching):
 class ResumesAtLatest(Projector):
     """Takes the end of the log where nothing says where to go on, and sometimes when something does."""
 
-    def start(self, partitions: Collection[int] | None = None) -> None:
-        super().start(partitions)
+    def _take_up(self, partitions: Collection[int]) -> None:
+        super()._take_up(partitions)
         for record in self._log.read(dict(self._read_to), 10_000, 10**9):
             self._read_to[record.partition] = record.offset
 
@@ -222,6 +224,10 @@ class ResumesAtLatest(Projector):
 def anything_goes(log: LogReader, store: Store, partitions: Collection[int]) -> dict[int, Progress]:
     applied = store.read_progress()
     return {partition: applied.get(partition, Progress(-1, b"", 0)) for partition in partitions}
+
+
+def anything_goes_everywhere() -> list[tuple[Any, str, Any]]:
+    return [(projector_module, "resume_points", anything_goes), (projector_module, "check_identity", lambda log, store: None)]
 
 
 # --- the read side
@@ -353,7 +359,7 @@ PLANTS = [
     Plant("gap in the feed unnoticed", {ANSWERS, ANSWERS_END}, patches=[(CountsCache, "gap", lambda cache: None)]),
     Plant("stale decided when asked", {AGE}, patches=aged_when_asked()),
     Plant("acknowledged when sent", {ACKNOWLEDGED}, patches=[(SimulatedLogWriter, "append", acknowledge_at_once)]),
-    Plant("started on any log", {REFUSED, COUNTS, COUNTS_END}, patches=[(projector_module, "resume_points", anything_goes)]),
+    Plant("started on any log", {REFUSED, COUNTS, COUNTS_END}, patches=anything_goes_everywhere()),
     Plant("a cut batch without its order", {ALARM, COUNTS}, Parts(embedded_store=StepsOutOfOrder)),
     Plant("feed ahead of the rows", {ANSWERS, LISTS, EDGES}, patches=[(world_module, "SecondaryReader", FeedAheadOfRows)]),
     Plant("writes that never fail", {ALARM, COUNTS, EDGES_END, COUNTS_END, LISTS, LISTS_END}, Parts(store=WritesThatNeverFail)),

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
+from watertower.core.fold import Touched
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.core.positions import write_timestamp
 from watertower.ports import EdgeRow, FeedMessage, ListCursor, StoreIdentity
@@ -82,11 +83,11 @@ class MemoryStore:
     def identity(self) -> StoreIdentity:
         return self._rows.identity
 
-    @property
-    def exclusive(self) -> bool:
-        return False
-
     # --- Store
+
+    def read_touched(self, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+        edges = self.read_edges(keys.edges)
+        return edges, self.read_shards(keys.shards)
 
     def read_edges(self, keys: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
         with self._rows.lock:

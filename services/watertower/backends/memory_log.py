@@ -1,7 +1,7 @@
 """The log in memory: for tests and the simulator. Every append is durable at once, as far as that word goes here."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from itertools import takewhile
 
@@ -52,6 +52,15 @@ class MemoryLog:
                     records.append(record)
                     size += len(record.payload)
         return records
+
+    def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        """See ports.LogReader."""
+        with self._lock:
+            return {partition: self._next_offsets[partition] - 1 for partition in partitions}
+
+    def owned(self) -> frozenset[int]:
+        """See ports.LogReader."""
+        return frozenset(range(self._identity.partitions))
 
     def start(self, partition: int) -> int:
         """See ports.LogReader."""

@@ -1,7 +1,7 @@
 """The projector's side of the embedded log: short reads, in any process of the same machine."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from watertower.backends.commits import CommitsFile
@@ -54,6 +54,16 @@ class SqliteLogReader:
                     if ended:
                         self._nothing_after[partition] = reached.pop(partition)
         return records
+
+    def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        """See ports.LogReader."""
+        with self._file.use() as connection:
+            next_offsets = dict(connection.execute("SELECT partition, next_offset FROM partitions"))
+        return {partition: int(next_offsets[partition]) - 1 for partition in partitions}
+
+    def owned(self) -> frozenset[int]:
+        """See ports.LogReader."""
+        return frozenset(range(self._identity.partitions))
 
     def start(self, partition: int) -> int:
         """See ports.LogReader."""

@@ -7,7 +7,7 @@ else between the steps than to reach their failpoints.
 import random
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -15,11 +15,11 @@ from watertower import failpoints
 from watertower.codec import UndecodableRecord, decode_batch, record_id
 from watertower.config import ProjectorSettings
 from watertower.core.backoff import full_jitter
-from watertower.core.fold import Flush, ShardBehindEdge, Touched, fold, touched
-from watertower.core.model import Edge, EdgeKey, Progress, Record, Shard, ShardKey
+from watertower.core.fold import Flush, ShardBehindEdge, fold, touched
+from watertower.core.model import Progress, Record
 from watertower.errors import BackendUnavailable
 from watertower.ports import Clock, CountsFeed, FeedMessage, LogReader, LogRecord, Store
-from watertower.projector.start import resume_points
+from watertower.projector.start import check_identity, resume_points
 
 _COMMIT_INTERVAL_S = 0.5
 """Seconds between two commits to the log. They are a convenience (the log drops what lies behind), so they need not be frequent."""
@@ -33,7 +33,11 @@ class Step(NamedTuple):
 
 
 class Projector:
-    """Owns partitions of the given log and applies them to the store, each strictly in sequence."""
+    """Applies the partitions that its log reader owns to the store, each strictly in sequence.
+
+    What another member of the group takes over is let go of at the next step. Until then both may write: whatever comes late loses to
+    what is newer (core/fold.py), so nothing is fenced off.
+    """
 
     def __init__(
         self,
@@ -62,18 +66,21 @@ class Projector:
         """Per partition the inclusive offset up to which everything is applied."""
         return {partition: progress.end for partition, progress in self._progress.items()}
 
-    def start(self, partitions: Collection[int] | None = None) -> None:
-        """Checks the conditions of start.py and takes up where the store's progress says; owns these partitions from then on (None: all).
+    def start(self) -> None:
+        """Checks that log and store belong together, and takes up what it owns already. Raises StartRefused, BackendUnavailable."""
+        check_identity(self._log, self._store)
+        self._follow_owned()
 
-        Raises StartRefused, BackendUnavailable."""
-        owned = range(self._log.identity.partitions) if partitions is None else partitions
-        self._progress = resume_points(self._log, self._store, owned)
-        self._as_of = {partition: progress.appended_at for partition, progress in self._progress.items()}
-        self._rewind()
+    def behind(self) -> dict[int, int]:
+        """Per owned partition how far what is applied lies behind the end of the log, in offsets. Raises BackendUnavailable."""
+        return {partition: max(end - self._progress[partition].end, 0) for partition, end in self._log.ends(self._progress).items()}
 
     def step(self) -> Step:
-        """Applies what one flush takes, or says on the feed that there is nothing. Never raises BackendUnavailable: it backs off."""
+        """Applies what one flush takes, or says on the feed that there is nothing. Never raises BackendUnavailable: it backs off.
+
+        Raises StartRefused where the log of a partition that it takes up does not belong to the store."""
         try:
+            self._follow_owned()
             looked_at = self._clock.now_us()
             if not self._pending:
                 self._fill()
@@ -99,7 +106,7 @@ class Projector:
 
     def _apply(self, records: Sequence[Record]) -> int:
         keys = touched(records)
-        edges, shards = read_touched(self._store, keys)
+        edges, shards = self._store.read_touched(keys)
         failpoints.reach("projector.after_read")
         try:
             flush = fold(records, edges, shards)
@@ -121,6 +128,35 @@ class Projector:
         for partition, progress in flush.progress.items():
             self._as_of[partition] = max(self._as_of[partition], progress.appended_at)
         return sum(len(record.events.kinds) for record in records)
+
+    # --- which partitions
+
+    def _follow_owned(self) -> None:
+        """Lets go of what is no longer owned and takes up what is."""
+        owned = self._log.owned()
+        if owned == self._progress.keys():
+            return
+        self._let_go(self._progress.keys() - owned)
+        self._take_up(owned - self._progress.keys())
+
+    def _take_up(self, partitions: Collection[int]) -> None:
+        """Goes on where the store says."""
+        points = resume_points(self._log, self._store, partitions)
+        for partition, progress in points.items():
+            self._as_of[partition] = progress.appended_at
+        self._progress.update(points)
+        self._rewind()
+        if points:
+            self._logger.info("partitions_taken_up", positions={p: progress.end for p, progress in sorted(points.items())})
+
+    def _let_go(self, partitions: Collection[int]) -> None:
+        states: tuple[dict[int, Any], ...] = (self._progress, self._as_of, self._read_to, self._committed, self.stopped)
+        for partition in partitions:
+            for state in states:
+                state.pop(partition, None)
+        self._pending = deque(record for record in self._pending if record.partition in self._progress)
+        if partitions:
+            self._logger.info("partitions_let_go", partitions=sorted(partitions))
 
     # --- reading the log
 
@@ -167,9 +203,9 @@ class Projector:
         if now < self._heartbeat_at or self._pending:
             return
         quiet = {p: end for p, end in self._read_to.items() if p not in busy and end == self._progress[p].end}
-        # `looked_at` lies before this look, so that whatever was acknowledged before it would have been seen.
-        if quiet and self._log.read(quiet, 1, 1):
-            quiet = {}
+        # `looked_at` lies before this look, so that whatever was acknowledged before it would be seen.
+        ends = self._log.ends(quiet) if quiet else {}
+        quiet = {partition: end for partition, end in quiet.items() if ends[partition] <= end}
         for partition in quiet:
             self._as_of[partition] = max(self._as_of[partition], looked_at)
         if quiet:
@@ -188,17 +224,6 @@ class Projector:
                 self._logger.warning("commit_failed", error=str(error))
             self._commit_at = time + _COMMIT_INTERVAL_S
             failpoints.reach("projector.after_commit")
-
-
-def read_touched(store: Store, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
-    """The edges and shards that a flush needs, in the order that its store allows."""
-    if store.exclusive:
-        # Nobody writes in between, so the order does not matter; and an actor without a shard has no such edge, because whatever
-        # wrote the edge wrote the shard. In a surge most actors are new: this spares half of the reads.
-        shards = store.read_shards(keys.shards)
-        return store.read_edges([edge for edge, of_actor in keys.edges.items() if of_actor in shards]), shards
-    edges = store.read_edges(keys.edges)
-    return edges, store.read_shards(keys.shards)
 
 
 def messages(flush: Flush, progress: Mapping[int, Progress], as_of: Mapping[int, int]) -> list[FeedMessage]:

@@ -8,18 +8,21 @@ from watertower.errors import StartRefused
 from watertower.ports import LogIdentity, LogReader, Store
 
 
-def resume_points(log: LogReader, store: Store, partitions: Iterable[int]) -> dict[int, Progress]:
-    """Per partition, where to resume. Raises StartRefused where log and store do not belong together:
-
-    - another log, or another number of partitions, than the one the rows were made from;
-    - the record at `progress` is not the one that was applied there: a rewound or restored log reuses offsets;
-    - the log starts past `progress` + 1: input was lost, and neither "earliest" nor "latest" would make it right.
-    """
+def check_identity(log: LogReader, store: Store) -> None:
+    """Raises StartRefused for another log, or another number of partitions, than the one the rows were made from."""
     if log.identity != store.identity.log:
         raise StartRefused(
             f"the store was made from log {_name(store.identity.log)}, this is log {_name(log.identity)}: bring back the log that "
             "belongs to the store, or rebuild the store from its edges as a new generation"
         )
+
+
+def resume_points(log: LogReader, store: Store, partitions: Iterable[int]) -> dict[int, Progress]:
+    """Per partition, where to resume. Raises StartRefused where the log cannot be the one that the store was made from:
+
+    - the record at `progress` is not the one that was applied there: a rewound or restored log reuses offsets;
+    - the log starts past `progress` + 1: input was lost, and neither "earliest" nor "latest" would make it right.
+    """
     applied = store.read_progress()
     points = {partition: applied.get(partition, NO_PROGRESS) for partition in partitions}
     for partition, progress in points.items():

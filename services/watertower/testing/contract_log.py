@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from watertower.ports import LogIdentity, LogReader, LogRecord, LogWriter
+from watertower.testing.service import wait_until
 
 WAIT_S = 60.0
 """Seconds that a future may take before a test gives up on it."""
@@ -37,13 +38,24 @@ def append(log: LogWriter, partition: int, *payloads: bytes, appended_at: int = 
 
 
 def read_all(log: LogReader, after: Mapping[int, int], records_max: int = LARGE, bytes_max: int = LARGE) -> list[LogRecord]:
-    """Reads until there is nothing new."""
-    reached, records = dict(after), []
-    while found := log.read(reached, records_max, bytes_max):
+    """Reads up to where the log goes now, and once more."""
+    ends = log.ends(after)
+    reached = dict(after)
+    records: list[LogRecord] = []
+    while True:
+        arrived = all(reached[partition] >= end for partition, end in ends.items())
+        found = log.read(reached, records_max, bytes_max) if arrived else at_hand(log, reached, records_max, bytes_max)
         records += found
         for record in found:
             reached[record.partition] = record.offset
-    return records
+        if arrived and not found:
+            return records
+
+
+def at_hand(log: LogReader, after: Mapping[int, int], records_max: int = LARGE, bytes_max: int = LARGE) -> list[LogRecord]:
+    """One read that finds something: what is on its way may take a moment."""
+    found: list[LogRecord] = wait_until(lambda: log.read(after, records_max, bytes_max), f"a record after {after}", WAIT_S)
+    return found
 
 
 class LogContract:
@@ -96,8 +108,8 @@ class LogContract:
         offsets = append(log.writer(), 1, b"a", b"b", b"c")
         append(log.writer(), 2, b"other")
         reader = log.reader()
-        assert [record.payload for record in reader.read({1: offsets[0]}, LARGE, LARGE)] == [b"b", b"c"]
-        assert reader.read({1: offsets[2], 4: -1}, LARGE, LARGE) == []
+        assert [record.payload for record in read_all(reader, {1: offsets[0]})] == [b"b", b"c"]
+        assert read_all(reader, {1: offsets[2], 4: -1}) == []
         assert reader.read({}, LARGE, LARGE) == []
 
     def test_an_idle_log_gives_nothing_and_then_what_is_new(self, log: LogHarness) -> None:
@@ -106,11 +118,26 @@ class LogContract:
         assert reader.read({0: -1, 1: -1}, LARGE, LARGE) == []
         assert reader.read({0: -1, 1: -1}, LARGE, LARGE) == []
         (first,) = append(writer, 1, b"a")
-        assert [record.payload for record in reader.read({0: -1, 1: -1}, LARGE, LARGE)] == [b"a"]
-        assert reader.read({0: -1, 1: first}, LARGE, LARGE) == []
-        assert [record.payload for record in reader.read({0: -1, 1: -1}, LARGE, LARGE)] == [b"a"]
+        assert [record.payload for record in read_all(reader, {0: -1, 1: -1})] == [b"a"]
+        assert read_all(reader, {0: -1, 1: first}) == []
+        assert [record.payload for record in read_all(reader, {0: -1, 1: -1})] == [b"a"]
         append(writer, 0, b"b")
-        assert [record.payload for record in reader.read({0: -1, 1: first}, LARGE, LARGE)] == [b"b"]
+        assert [record.payload for record in read_all(reader, {0: -1, 1: first})] == [b"b"]
+
+    def test_the_ends_include_what_was_acknowledged(self, log: LogHarness) -> None:
+        """-1 before the first record; afterwards the offset of the last one, of exactly the partitions asked for."""
+        writer, reader = log.writer(), log.reader()
+        assert reader.ends([0, 5]) == {0: -1, 5: -1}
+        for number in range(20):
+            (offset,) = append(writer, 5, b"%d" % number)
+            assert reader.ends([0, 5]) == {0: -1, 5: offset}
+        assert reader.ends([]) == {}
+
+    def test_a_lone_reader_owns_all_partitions(self, log: LogHarness) -> None:
+        """At once, or, where readers find each other first, after a while."""
+        reader = log.reader()
+        everything = set(range(log.identity.partitions))
+        wait_until(lambda: reader.owned() == everything, "it owns all partitions", WAIT_S)
 
     def test_a_read_keeps_to_its_limits(self, log: LogHarness) -> None:
         """No more records and bytes than asked for; several such reads leave nothing out."""
@@ -120,8 +147,8 @@ class LogContract:
             append(writer, partition, *payloads)
         start = dict.fromkeys(written, -1)
         for records_max, bytes_max in ((1, LARGE), (7, LARGE), (LARGE, 4), (LARGE, 31), (9, 40)):
-            found = reader.read(start, records_max, bytes_max)
-            assert 0 < len(found) <= records_max
+            found = at_hand(reader, start, records_max, bytes_max)
+            assert len(found) <= records_max
             assert sum(len(record.payload) for record in found) <= bytes_max
             everything = read_all(reader, start, records_max, bytes_max)
             for partition, payloads in written.items():
@@ -132,7 +159,7 @@ class LogContract:
         writer, reader = log.writer(), log.reader()
         append(writer, 0, b"x" * 1_000)
         append(writer, 1, b"y" * 1_000)
-        assert len(reader.read({0: -1, 1: -1}, LARGE, 10)) == 1
+        assert len(at_hand(reader, {0: -1, 1: -1}, LARGE, 10)) == 1
         assert sorted(record.partition for record in read_all(reader, {0: -1, 1: -1}, LARGE, 10)) == [0, 1]
 
     def test_no_partition_starves(self, log: LogHarness) -> None:
@@ -143,7 +170,7 @@ class LogContract:
             reached = dict.fromkeys(range(8), -1)
             for _ in range(20):
                 append(writer, 2, *[b"loud" for _ in range(10)])
-                found = reader.read(reached, records_max, bytes_max)
+                found = at_hand(reader, reached, records_max, bytes_max)
                 for record in found:
                     reached[record.partition] = record.offset
                 if reached[5] >= 0:
@@ -158,7 +185,7 @@ class LogContract:
         for _ in range(20):
             for partition in set(reached) - {5}:
                 append(writer, partition, *[b"loud" for _ in range(10)])
-            found = reader.read(reached, LARGE, 100)
+            found = at_hand(reader, reached, LARGE, 100)
             assert sum(len(record.payload) for record in found) <= 100
             for record in found:
                 reached[record.partition] = record.offset

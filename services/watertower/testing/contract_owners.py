@@ -1,21 +1,19 @@
-"""What differs between a store that refuses a second owner (ports.Store.exclusive) and one that any number may write, as tests."""
+"""What differs between stores, as tests: whether a second owner is refused or any number may write, and whether a scan is of one moment."""
+
+import threading
 
 import pytest
 
 from watertower.core.fold import fold, touched
-from watertower.core.model import Kind
+from watertower.core.model import Kind, Metric, Shard
 from watertower.errors import StartRefused
 from watertower.testing.contract_feed import message, plain
-from watertower.testing.contract_store import PARTITIONS, StoreHarness, small_buckets, unapplied
+from watertower.testing.contract_store import PARTITIONS, WAIT_S, StoreHarness, small_buckets, unapplied
 from watertower.testing.replay import apply, at_ends, expected_rows, random_log, record, rows_of, write
 
 
 class ExclusiveStoreContract:
     """One owner at a time; a flush shows with its sync or not at all."""
-
-    def test_it_says_so(self, stores: StoreHarness) -> None:
-        """The projector reads in another order then."""
-        assert stores.owner().store.exclusive
 
     def test_a_second_owner_is_refused(self, stores: StoreHarness) -> None:
         """While the first one lives."""
@@ -49,10 +47,6 @@ class ExclusiveStoreContract:
 class SharedStoreContract:
     """Any number of owners; an abandoned flush may have been written, and readers compare positions."""
 
-    def test_it_says_so(self, stores: StoreHarness) -> None:
-        """The projector reads in the order that this needs."""
-        assert not stores.owner().store.exclusive
-
     def test_a_former_owner_does_no_harm(self, stores: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> None:
         """What it writes late, in any order, loses."""
         small_buckets(monkeypatch)
@@ -69,3 +63,47 @@ class SharedStoreContract:
             write(*former, late, steps)
             assert rows_of(stores.scanner()) == before
         assert at_ends(before) == at_ends(expected_rows(log))
+
+
+class SnapshotContract:
+    """A scan, and what is read of an entity, is of one moment, whatever is written meanwhile."""
+
+    def test_a_scan_is_of_one_moment_while_the_owner_writes(self, stores: StoreHarness) -> None:
+        """Edges, counts, lists and progress of one scan belong together, however long it takes and whatever happens meanwhile."""
+        log = random_log(5, PARTITIONS, 60)
+        owner = stores.owner()
+        for one in log[:30]:
+            apply(*owner, [one])
+        scanner = stores.scanner()
+        edges = scanner.edges()
+        first = next(edges)
+        for one in log[30:]:
+            apply(*owner, [one])
+        assert {first.key: first.edge} | dict(edges) == expected_rows(log[:30]).edges
+        assert rows_of(scanner) == expected_rows(log[:30])
+        assert rows_of(stores.scanner()) == expected_rows(log)
+
+    def test_an_entity_is_read_as_of_one_moment(self, stores: StoreHarness) -> None:
+        """All of its shards, while the owner writes them together."""
+        owner = stores.owner()
+        reader = stores.reader().store
+        done = threading.Event()
+        problems: list[str] = []
+
+        def read() -> None:
+            while not done.is_set():
+                reader.catch_up()
+                values = {shard.value for shard in reader.read_entity("a").values()}
+                if len(values) > 1:
+                    problems.append(str(values))
+
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for offset in range(200):
+            owner.store.write_derived({("a", metric, 0): Shard(offset, 0, (), offset) for metric in Metric}, {})
+            owner.store.sync()
+        done.set()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert problems == []

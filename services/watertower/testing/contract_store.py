@@ -43,7 +43,7 @@ class StoreHarness(Protocol):
     feed_messages_max: int
 
     def owner(self) -> Owner:
-        """A new owner. Raises StartRefused while another one is open, if the store is exclusive."""
+        """A new owner. Raises StartRefused while another one is open, if the store takes only one."""
         ...
 
     def reader(self) -> Reading:
@@ -80,7 +80,8 @@ class StoreContract:
             for metric in Metric
             for partition in range(PARTITIONS)
         }
-        lists = {(name, int(Kind.LIKE), 2, 7, 5, other, ""): ListChange(True, 1) for other in IDS}
+        # Shard 2 of the metric has two crossings, so its lists may have rows in buckets 0 to 2.
+        lists = {(name, int(Kind.LIKE), 2, n % 3, 5, other, ""): ListChange(True, 1) for n, other in enumerate(IDS)}
         progress = {0: Progress(0, b"\0" * 8, 0), 2: Progress(2**52, b"\xff" * 8, 2**60)}
         store.write_derived(shards, lists)
         store.write_edges(edges)
@@ -293,36 +294,21 @@ class StoreContract:
 
     # --- several at once
 
-    def test_a_scan_is_of_one_moment_while_the_owner_writes(self, stores: StoreHarness) -> None:
-        """Edges, counts, lists and progress of one scan belong together, however long it takes and whatever happens meanwhile."""
-        log = random_log(5, PARTITIONS, 60)
-        owner = stores.owner()
-        for one in log[:30]:
-            apply(*owner, [one])
-        scanner = stores.scanner()
-        edges = scanner.edges()
-        first = next(edges)
-        for one in log[30:]:
-            apply(*owner, [one])
-        assert {first.key: first.edge} | dict(edges) == expected_rows(log[:30]).edges
-        assert rows_of(scanner) == expected_rows(log[:30])
-        assert rows_of(stores.scanner()) == expected_rows(log)
-
     def test_any_thread_may_read_while_the_owner_writes(self, stores: StoreHarness) -> None:
-        """An entity's shards are read as of one moment, and never go back."""
+        """No shard of an entity goes back."""
         owner = stores.owner()
         reader = stores.reader().store
         done = threading.Event()
         problems: list[str] = []
 
         def read() -> None:
-            last = 0
+            last: dict[tuple[int, int], int] = {}
             while not done.is_set():
                 reader.catch_up()
-                values = {shard.value for shard in reader.read_entity("a").values()}
-                if len(values) > 1 or (values and min(values) < last):
-                    problems.append(f"{values} after {last}")
-                last = max(values, default=last)
+                for key, shard in reader.read_entity("a").items():
+                    if shard.value < last.get(key, 0):
+                        problems.append(f"{key}: {shard.value} after {last[key]}")
+                    last[key] = shard.value
 
         threads = [threading.Thread(target=read) for _ in range(3)]
         for thread in threads:

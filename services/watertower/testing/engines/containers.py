@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KAFKA_IMAGE = f"apache/kafka:{jvm_kafka.VERSION}"
 CASSANDRA_IMAGE = f"cassandra:{jvm_cassandra.VERSION}"
-START_S = 300.0
+START_S = 240.0
 """Seconds that a container may take to be ready on a busy machine."""
 
 STOP_S = 60

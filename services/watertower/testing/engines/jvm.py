@@ -18,7 +18,7 @@ from watertower.testing.engines.warden import Warden
 from watertower.testing.service import free_port
 
 JAVA_MIN = 17
-START_S = 300.0
+START_S = 240.0
 """Seconds that a node may take to be ready on a busy machine."""
 
 STOP_S = 60.0

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from watertower.core.fold import Touched
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.errors import BackendUnavailable
 from watertower.ports import FeedMessage
@@ -28,12 +29,14 @@ from watertower.testing.simulator.replicas import (
 class EmbeddedStore(ReplicatedStore):
     """Store and CountsFeed of ports.py in one, as backends/rocksdb.py: nothing shows before `sync`."""
 
-    exclusive = True
-
     def __init__(self, cluster: Cluster, feed: SimulatedFeed) -> None:
         super().__init__(cluster)
         self._feed = feed
         self._held: list[list[Write] | list[FeedMessage]] = []  # by step
+
+    def read_touched(self, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+        shards = self.read_shards(keys.shards)
+        return self.read_edges([edge for edge, of_actor in keys.edges.items() if of_actor in shards]), shards
 
     def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
         writes = [shard_write(key, shard, 1) for key, shard in shards.items()]

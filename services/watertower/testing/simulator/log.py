@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 
 from watertower.errors import BackendUnavailable
@@ -82,8 +82,8 @@ class SimulatedLogWriter:
 class SimulatedLogReader:
     """ports.LogReader of one projector. Its methods block in virtual time (kernel.wait)."""
 
-    def __init__(self, log: SimulatedLog) -> None:
-        self._log = log
+    def __init__(self, log: SimulatedLog, owned: Callable[[], Collection[int]]) -> None:
+        self._log, self._owned = log, owned
 
     @property
     def identity(self) -> LogIdentity:
@@ -110,6 +110,13 @@ class SimulatedLogReader:
                 break
             taken.append(record)
         return taken
+
+    def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        self._travel()
+        return {partition: self._log.ends()[partition] for partition in partitions}
+
+    def owned(self) -> frozenset[int]:
+        return frozenset(self._owned())
 
     def start(self, partition: int) -> int:
         self._travel()

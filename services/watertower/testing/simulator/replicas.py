@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, NamedTuple, TypeAlias
 
 from watertower.backends.memory import page
+from watertower.core.fold import Touched
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.core.positions import write_timestamp
 from watertower.errors import BackendUnavailable
@@ -282,8 +283,6 @@ def progress_write(partition: int, progress: Progress, generation: int) -> Write
 class ReplicatedStore:
     """One process's Store and StoreReader of ports.py. Its methods block in virtual time (kernel.wait)."""
 
-    exclusive = False
-
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._generation = cluster.identity.generation
@@ -293,6 +292,10 @@ class ReplicatedStore:
         return self._cluster.identity
 
     # --- Store
+
+    def read_touched(self, keys: Touched) -> tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]:
+        edges = self.read_edges(keys.edges)
+        return edges, self.read_shards(keys.shards)
 
     def read_edges(self, keys: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
         return self._cells([(("edges", key[0]), key) for key in keys])
