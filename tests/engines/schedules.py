@@ -242,8 +242,12 @@ def violation(
     scanner: StoreScanner,
     events: Sequence[Event],
     projector: type[Projector] = Projector,
+    between: Mapping[str, Callable[[], object]] | None = None,
 ) -> str:
-    """Runs a schedule on a partition that holds these events; says what came out wrong, if anything did."""
+    """Runs a schedule on a partition that holds these events; says what came out wrong, if anything did.
+
+    `between`: what a move `@name` does to the engine.
+    """
     owners: dict[str, Owner] = {}
 
     def owner(name: str) -> Owner:
@@ -256,7 +260,9 @@ def violation(
     with stopping_at_failpoints():
         for move in schedule.split():
             name, _, point = move.partition(":")
-            if name.endswith("!"):
+            if name.startswith("@"):
+                (between or {})[name[1:]]()
+            elif name.endswith("!"):
                 owners.pop(name[:-1]).die()
             else:
                 owner(name).go(f"projector.after_{point}" if point else "")
