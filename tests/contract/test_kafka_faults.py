@@ -13,7 +13,7 @@ from watertower.backends.kafka_feed import KafkaFeed, KafkaFeedReader
 from watertower.errors import BackendUnavailable
 from watertower.ports import FeedMessage
 from watertower.testing.contract_feed import message, plain, polled
-from watertower.testing.contract_log import WAIT_S, append, at_hand, read_all
+from watertower.testing.contract_log import WAIT_S, append, read_all
 from watertower.testing.engines import KafkaEngine, kafka
 from watertower.testing.engines.fixtures import engine_or_skip
 
@@ -115,18 +115,6 @@ def test_nothing_acknowledged_is_lost_when_a_broker_dies(engine: KafkaEngine, lo
     found = {(record.partition, record.offset): record.payload for record in read_all(reader, dict.fromkeys(ALL, -1))}
     assert {place: found.get(place) for place in acknowledged} == acknowledged
     until(lambda: reader.owned() == ALL)
-
-
-def test_a_reader_waits_for_a_broker_that_is_away(engine: KafkaEngine, log: KafkaLogHarness) -> None:
-    """What was read goes on where it was when the broker is back."""
-    offsets = append(log.writer(), 1, b"a", b"b")
-    reader = log.reader()
-    assert [record.offset for record in at_hand(reader, {1: -1}, records_max=1)] == offsets[:1]
-    engine.nodes[0].kill()
-    reader.read({1: offsets[1]}, 1, 1)
-    engine.nodes[0].start()
-    (next_offset,) = append(log.writer(), 1, b"c")
-    assert [record.offset for record in at_hand(reader, {1: offsets[1]})] == [next_offset]
 
 
 def test_a_publish_fails_and_the_feed_goes_on(engine: KafkaEngine, log: KafkaLogHarness) -> None:

@@ -268,7 +268,11 @@ def _reason(settings: KafkaSettings, heard: list[BaseException]) -> StartRefused
         if isinstance(error, (errors.KafkaConfigurationError, ValueError)):
             return StartRefused(f"Kafka's client refuses the settings: {error}")
     last = next((error for error in reversed(heard) if not isinstance(error, errors.KafkaTimeoutError)), heard[-1])
-    return BackendUnavailable(f"{where} cannot be reached within {settings.connect_timeout_ms} ms: {last}")
+    hint = ""
+    if settings.security_protocol.startswith("SASL") and any("disconnected" in str(error) for error in heard):
+        # The driver mostly loses an answer that comes with the end of its connection, and that is how a login is refused.
+        hint = " (perhaps it refuses the login: see kafka_sasl_mechanism, kafka_sasl_username and kafka_sasl_password)"
+    return BackendUnavailable(f"{where} cannot be reached within {settings.connect_timeout_ms} ms: {last}{hint}")
 
 
 def _with_causes(heard: list[BaseException]) -> Iterator[BaseException]:
