@@ -33,7 +33,7 @@ from watertower.testing.engines import KafkaEngine, unique_name
 PARTITIONS = 8
 CLOCK = SystemClock()
 
-IGNORE_SOCKETS = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+IGNORE_SOCKETS = pytest.mark.filterwarnings("ignore:unclosed <s(ocket|sl):ResourceWarning")
 """The driver leaves the sockets of attempts to connect that failed to the garbage collector. A harness calls it when it closes, so that
 they are gone before tests of others."""
 
