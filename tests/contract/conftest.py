@@ -1,18 +1,13 @@
 """A real Cassandra node for the tests that need one."""
 
-import os
-
 import pytest
 
-from tests.needs import skip_or_fail
 from watertower.backends.cassandra import CassandraSettings
+from watertower.testing.engines import CassandraEngine
 
 
 @pytest.fixture(scope="session")
-def cassandra_settings() -> CassandraSettings:
+def cassandra_settings(cassandra_engine: CassandraEngine) -> CassandraSettings:
     """How to reach the node."""
-    address = os.environ.get("WATERTOWER_TEST_CASSANDRA", "")
-    if not address:
-        skip_or_fail("WATERTOWER_TEST_CASSANDRA=host:port names no Cassandra node")
-    host, _, port = address.partition(":")
-    return CassandraSettings(contact_points=(host,), port=int(port))
+    hosts, ports = zip(*(address.rsplit(":", 1) for address in cassandra_engine.contact_points.split(",")), strict=True)
+    return CassandraSettings(contact_points=hosts, port=int(ports[0]), local_dc=cassandra_engine.local_datacenter)

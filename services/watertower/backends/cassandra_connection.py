@@ -84,9 +84,9 @@ class CassandraConnection:
 
     # --- sending
 
-    def prepare(self, query: str) -> Statement:
-        """A prepared statement; `{keyspace}` stands for the keyspace. Its results come whole unless it is given a fetch_size."""
-        statement = self._again(lambda: self._session.prepare(query.format(keyspace=self.settings.keyspace)))
+    def prepare(self, query: str, **literals: int) -> Statement:
+        """A prepared statement. In braces: `{keyspace}`, and `literals` by name. Its results come whole unless it is given a fetch_size."""
+        statement = self._again(lambda: self._session.prepare(query.format(keyspace=self.settings.keyspace, **literals)))
         statement.is_idempotent = True
         statement.fetch_size = None
         return statement

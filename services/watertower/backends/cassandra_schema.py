@@ -166,7 +166,7 @@ def replication_problems(replication: Mapping[str, str], local_dc: str) -> list[
 def node_problems(settings: Mapping[str, str | None]) -> list[str]:
     """What a node's settings (as in system_views.settings) break."""
     problems = [
-        f"the nodes' guardrail {name} is {settings[name]} and would refuse write timestamps made of positions: remove it from cassandra.yaml"
+        f"the nodes' guardrail {name} is {settings[name]} and would refuse timestamps made of positions: remove it from cassandra.yaml"
         for name in ("maximum_timestamp_fail_threshold", "minimum_timestamp_fail_threshold")
         if settings.get(name)
     ]
