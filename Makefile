@@ -47,8 +47,12 @@ stubs-check: setup ## fail when the committed stubs differ from proto/
 	for f in $$out/watertower/v1/*; do diff -u $(STUBS)/$$(basename $$f) $$f || { echo "stubs drifted: run make stubs"; exit 1; }; done && \
 	echo "stubs match proto/"
 
-lock: ## choose the newest allowed versions and write requirements/dev.txt (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements/dev.txt -U
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -U
+
+lock: ## choose the newest allowed versions and write requirements/ (needs uv); the image's are those of dev.txt
+	$(LOCK) --group dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/service.txt
+	$(LOCK) -c requirements/dev.txt --group build -o requirements/build.txt
 
 simulate: setup ## ten thousand bad days by seed, on the real code (most of an hour)
 	$(BIN)/watertower simulate --seeds 10000 --jobs $$(nproc)

@@ -141,8 +141,8 @@ def test_a_call_whose_deadline_passes_while_queued_is_not_appended() -> None:
         async with serving(log) as ingest:
             first = asyncio.create_task(record(ingest, actor_in(0)))
             await until(lambda: len(log.records) == 1)
-            late = await refusal(record(ingest, actor_in(0, skip=1), timeout_s=0.05))
-            assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            late = await refusal(record(ingest, actor_in(0, skip=1), timeout_s=1))
+            assert (late.code, late.info.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.LOG_UNAVAILABLE.name)
             await until(lambda: ingest.service.queue_events == 1)
             third = asyncio.create_task(record(ingest, actor_in(0, skip=2)))
             await until(lambda: ingest.service.queue_events == 2)
@@ -150,6 +150,23 @@ def test_a_call_whose_deadline_passes_while_queued_is_not_appended() -> None:
             log.records[0].land()
             await asyncio.gather(first, third)
         assert log.actors() == [actor_in(0), actor_in(0, skip=2)]
+
+    asyncio.run(scenario())
+
+
+def test_a_log_that_hangs_is_said_before_the_deadline() -> None:
+    """A caller whose events are on their way hears UNAVAILABLE and when to come back in its time, not DEADLINE_EXCEEDED after it."""
+
+    async def scenario() -> None:
+        log = HeldLog(held=True)
+        async with serving(log) as ingest:
+            refused = await refusal(record(ingest, actor_in(0), timeout_s=1))
+            assert (refused.code, refused.info.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.LOG_UNAVAILABLE.name)
+            assert refused.retry_s is not None
+            log.held = False
+            log.records[0].land()
+            await record(ingest, actor_in(0, skip=1))
+        assert log.actors() == [actor_in(0), actor_in(0, skip=1)]
 
     asyncio.run(scenario())
 

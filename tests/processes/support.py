@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from watertower import bootstrap
 from watertower.cli.connection import RETRYABLE
+from watertower.cli.options import opened_scanner
 from watertower.clock import SystemClock
 from watertower.core.positions import Position, decode_position
 from watertower.testing.service import NotInTime, clean_environment, wait_until
@@ -223,7 +223,7 @@ class Expected:
 
 def assert_store_equals(data: Path, expected: Expected) -> None:
     """Every edge, count and list of the data folder is what the acknowledged events say, and `audit` agrees."""
-    with contextlib.closing(bootstrap.open_scanner(data)) as scanner:
+    with opened_scanner(data) as scanner:
         found = {key: (edge.occurred_at, not edge.active) for key, edge in scanner.edges()}
         listed = Counter((actor, kind, subject, ref) for subject, kind, _, _, _, actor, ref in scanner.subject_lists())
         of_actors = Counter(scanner.actor_lists())

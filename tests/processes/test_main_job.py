@@ -1,6 +1,5 @@
 """The main job on real input: 578,006 follows between 37,700 accounts go in through the service; degrees counted from the file come out."""
 
-import contextlib
 import csv
 import gzip
 import json
@@ -15,7 +14,7 @@ import pytest
 
 from tests.needs import skip_or_fail
 from tests.processes.support import assert_audit_is_clean, exported_counts, reading, watertower
-from watertower import bootstrap
+from watertower.cli.options import opened_scanner
 from watertower.testing.service import Service
 from watertower.v1 import common_pb2, reader_pb2
 
@@ -100,7 +99,7 @@ def degrees(rows: list[Follow]) -> Counter[str]:
 
 
 def stored_lists(data: Path) -> Lists:
-    with contextlib.closing(bootstrap.open_scanner(data)) as scanner:
+    with opened_scanner(data) as scanner:
         followers = {
             subject: [actor for _, _, _, _, _, actor, _ in sorted(rows, key=lambda row: -row[4])]  # stable: ties stay as they lie
             for subject, rows in groupby(scanner.subject_lists(), key=lambda row: row[0])

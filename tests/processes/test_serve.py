@@ -30,9 +30,10 @@ from tests.processes.support import (
     watertower,
     writing,
 )
-from watertower import bootstrap, datafolder
+from watertower import datafolder
 from watertower.backends.sqlite import SqliteLogReader
 from watertower.cli.connection import RETRYABLE
+from watertower.cli.options import opened_scanner
 from watertower.core.backoff import full_jitter
 from watertower.testing.service import ROLES, Service, group_alive, wait_until
 
@@ -121,7 +122,7 @@ def test_ctrl_c_while_it_starts(tmp_path: Path, after: int) -> None:
 
 def _assert_applied(data: Path, acknowledged: Expected) -> None:
     """The store has everything that was acknowledged; it may have more, of calls that got no answer."""
-    with contextlib.closing(bootstrap.open_scanner(data)) as scanner:
+    with opened_scanner(data) as scanner:
         ends = {partition: progress.end for partition, progress in scanner.progress().items()}
         edges = {key: (edge.occurred_at, not edge.active) for key, edge in scanner.edges()}
     assert all(ends[partition] >= end for partition, end in acknowledged.ends.items())

@@ -34,14 +34,15 @@ __all__ = ["CassandraConnection", "CassandraReader", "CassandraScanner", "Cassan
 class CassandraStore:
     """The Store of ports.py. For one thread. Every write shows when its step returns, but for the own counts of actors."""
 
-    def __init__(self, connection: CassandraConnection, identity: StoreIdentity) -> None:
-        """Raises StartRefused where a condition of cassandra_schema.py does not hold; BackendUnavailable.
+    def __init__(self, connection: CassandraConnection, identity: StoreIdentity | None = None) -> None:
+        """`identity`: None takes the rows that are there. Raises StartRefused where a condition of cassandra_schema.py does not hold;
+        BackendUnavailable.
 
         The connection stays its owner's to close.
         """
         self._connection = connection
         self._identity = opened(connection, identity)
-        self._mutations = Mutations(connection, identity.generation)
+        self._mutations = Mutations(connection, self._identity.generation)
         self._actors = ActorRows(connection)
         self._select_counts = connection.prepare(
             "SELECT entity, metric, shard, cell FROM {keyspace}.counts WHERE entity IN ? AND (metric, shard) IN ?"

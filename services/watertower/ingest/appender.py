@@ -11,8 +11,13 @@ from functools import partial
 from watertower import failpoints
 from watertower.codec import encode_batch
 from watertower.core.model import EventBatch
+from watertower.errors import BackendUnavailable
 from watertower.ingest.batcher import Batcher, Call
 from watertower.ports import Clock, LogWriter
+
+ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.1
+"""How long before a call's deadline it is told that the log has not answered: this share of the time it came with, so many seconds at
+most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
 
 
 class Appender:
@@ -35,17 +40,20 @@ class Appender:
         """Appends the events of a call, by partition; the offset of the last record per partition, once all are durable.
 
         `deadline_s`: seconds by the clock's monotonic time; what has not gone into a record by then is not appended. Raises
-        CallRefused (QUEUE_FULL with nothing appended, or DEADLINE_PASSED) and whatever the log failed with. When the waiting task
-        is cancelled, what has not gone into a record is not appended.
+        CallRefused (QUEUE_FULL with nothing appended, or DEADLINE_PASSED), whatever the log failed with, and BackendUnavailable a
+        little before the deadline. When the waiting task is cancelled, what has not gone into a record is not appended.
         """
         call = self._batcher.add(parts, deadline_s)
         loop = asyncio.get_running_loop()
+        timer = None if deadline_s == math.inf else loop.call_later(self._patience_s(deadline_s), self._give_up, loop, call)
         answer = self._answers[call] = loop.create_future()
         self._drained.clear()
         self._schedule_pump(loop)
         try:
             await answer
         finally:
+            if timer is not None:
+                timer.cancel()
             del self._answers[call]
             self._batcher.drop(call)
             self._settle(loop)
@@ -54,6 +62,14 @@ class Appender:
     async def drained(self) -> None:
         """Waits until nothing waits and nothing is in flight."""
         await self._drained.wait()
+
+    def _patience_s(self, deadline_s: float) -> float:
+        left_s = deadline_s - self._clock.monotonic_s()
+        return left_s - min(left_s * ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX)
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop, call: Call) -> None:
+        self._batcher.give_up(call, BackendUnavailable("the log did not acknowledge before the deadline"))
+        self._settle(loop)
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not at once, so that calls that arrive in the same turn of the loop share a record.

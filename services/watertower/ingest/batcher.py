@@ -6,8 +6,8 @@ under load records grow by themselves to what one round trip of the log can carr
     add(parts)  ->  next_record(partition)  ->  appended(partition, offset) or failed(partition, error)  ->  take_ended()
 
 A call ends when all its parts are in the log, when the record of any of them failed, when its deadline passes before its last part
-went into a record, or when it is dropped (its caller is gone). What still waited of it is then forgotten; what was in flight stays
-in flight.
+went into a record, when it is given up (a little before its deadline), or when it is dropped (its caller is gone). What still waited
+of it is then forgotten; what was in flight stays in flight.
 """
 
 from collections import OrderedDict
@@ -141,6 +141,11 @@ class Batcher:
         for piece in self._landed(partition):
             if not piece.call.ended:
                 self._end(piece.call, error)
+
+    def give_up(self, call: Call, error: Exception) -> None:
+        """Ends a call with `error`, if it has not ended: it cannot wait any longer. What is in flight of it stays in flight."""
+        if not call.ended:
+            self._end(call, error)
 
     def drop(self, call: Call) -> None:
         """Nobody waits for the call any more."""

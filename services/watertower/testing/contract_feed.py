@@ -1,11 +1,11 @@
 """What ports.CountsFeed and FeedReader promise, as tests."""
 
-import time
 from collections.abc import Iterable
 
 from watertower.core.model import Metric, Progress
 from watertower.ports import FeedMessage, FeedReader
 from watertower.testing.contract_store import IDS, PARTITIONS, WAIT_S, StoreHarness
+from watertower.testing.service import wait_until
 
 
 def message(partition: int, after: int, end: int, value: int = 0) -> FeedMessage:
@@ -24,12 +24,12 @@ def plain(found: FeedMessage) -> FeedMessage:
 def polled(feed: FeedReader, count: int) -> list[FeedMessage]:
     """So many messages, and what else comes with them: each may take a moment after its publish."""
     found: list[FeedMessage] = []
-    deadline = time.monotonic() + WAIT_S
-    while len(found) < count:
-        found += feed.poll()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(found)} of {count} messages came")
-        time.sleep(0.001)
+
+    def arrived() -> bool:
+        found.extend(feed.poll())
+        return len(found) >= count
+
+    wait_until(arrived, f"{count} messages", WAIT_S)
     return found
 
 

@@ -15,21 +15,11 @@ from watertower.core import buckets
 from watertower.core.model import Metric, Progress
 from watertower.errors import StartRefused
 from watertower.ports import LogIdentity, LogRecord
+from watertower.testing.simulator.clients import ENTITIES, METRIC_NUMBERS, Callers, Readers
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.kernel import Deadlock, blocking
 from watertower.testing.simulator.log import SimulatedLogReader
-from watertower.testing.simulator.processes import (
-    ENTITIES,
-    METRIC_NUMBERS,
-    PROJECTORS,
-    Callers,
-    IngestNode,
-    Node,
-    ProjectorNode,
-    QueryNode,
-    Readers,
-    reached,
-)
+from watertower.testing.simulator.processes import PROJECTORS, IngestNode, Node, ProjectorNode, QueryNode, reached
 from watertower.testing.simulator.reference import METRICS_OF_KIND
 from watertower.testing.simulator.replicas import REPLICAS, ReplicaScanner, progress_write
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World, events_in
