@@ -75,6 +75,7 @@ class CassandraConnection:
         self.settings = settings
         self._clock, self._rng = clock, rng
         self._cluster = _cluster(settings)
+        self._prepared: dict[tuple[str, int | None], Statement] = {}
         self._closed = False
         try:
             self._session = self._connect()
@@ -84,11 +85,19 @@ class CassandraConnection:
 
     # --- sending
 
-    def prepare(self, query: str, **literals: int) -> Statement:
-        """A prepared statement. In braces: `{keyspace}`, and `literals` by name. Its results come whole unless it is given a fetch_size."""
-        statement = self._again(lambda: self._session.prepare(query.format(keyspace=self.settings.keyspace, **literals)))
-        statement.is_idempotent = True
-        statement.fetch_size = None
+    def prepare(self, query: str, page_rows: int | None = None, **literals: int) -> Statement:
+        """A prepared statement. In braces: `{keyspace}`, and `literals` by name. Its results come whole, or in pages of `page_rows`.
+
+        Kept as long as the connection: a node that was restarted has forgotten it, and the driver can tell it again only while somebody
+        holds the statement, which a batch of query ids does not.
+        """
+        text = query.format(keyspace=self.settings.keyspace, **literals)
+        statement = self._prepared.get((text, page_rows))
+        if statement is None:
+            statement = self._again(lambda: self._session.prepare(text))
+            statement.is_idempotent = True
+            statement.fetch_size = page_rows
+            self._prepared[text, page_rows] = statement
         return statement
 
     def run(self, statements: Iterable[Statement]) -> list[list[Row]]:
@@ -117,9 +126,12 @@ class CassandraConnection:
                     break
                 under_way += 1
                 self._send(sent, answered)
-            if under_way == 0 and (failed is not None or not again):
-                break
-            until_s = max(0.0, again[0][0] - self._clock.monotonic_s()) if again and failed is None else None
+            until_s = again[0][0] - self._clock.monotonic_s() if again and failed is None else None
+            if under_way == 0:
+                if until_s is None:
+                    break
+                self._clock.sleep(until_s)
+                continue
             try:
                 sent = answered.get(timeout=until_s)
             except Empty:
@@ -137,7 +149,7 @@ class CassandraConnection:
         return [results[number] for number in range(len(results))]
 
     def pages(self, statement: Statement) -> Iterator[list[Row]]:
-        """The pages of a statement that has a fetch_size, each asked for while the one before it is used. Raises as `run`."""
+        """The pages of a statement that was prepared so, each asked for while the one before it is used. Raises as `run`."""
         self._refuse_closed()
         asked = self._asked(statement)
         while True:
@@ -229,7 +241,7 @@ class CassandraConnection:
         known = {host.datacenter for host in self._cluster.metadata.all_hosts() if host.datacenter}
         if known and self.settings.local_dc not in known:
             raise StartRefused(
-                f"cassandra_local_dc: the cluster has no data centre {self.settings.local_dc!r}; it has {', '.join(sorted(known))}"
+                f"cassandra_local_datacenter: the cluster has no data centre {self.settings.local_dc!r}; it has {', '.join(sorted(known))}"
             )
 
 

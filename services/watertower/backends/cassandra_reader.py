@@ -35,9 +35,10 @@ class CassandraReader:
         self._counts_of_metric = prepare("SELECT shard, cell FROM {keyspace}.counts WHERE entity = ? AND metric = ?")
         self._own_counts = prepare("SELECT subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND kind = 0")
         self._progress = prepare("SELECT partition, cell FROM {keyspace}.progress")
-        self._between = prepare("SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND (kind, subject) IN ?")
-        self._of_kind = prepare("SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND kind IN ?")
-        self._between.fetch_size = self._of_kind.fetch_size = _PAGE_ROWS
+        self._between = prepare(
+            "SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND (kind, subject) IN ?", _PAGE_ROWS
+        )
+        self._of_kind = prepare("SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND kind IN ?", _PAGE_ROWS)
         listed = "SELECT occurred_at, actor, ref FROM {keyspace}.lists WHERE subject = ? AND kind = ? AND part = ? AND bucket = ?"
         self._newest = prepare(f"{listed} AND occurred_at >= ? LIMIT ?")
         self._older = prepare(f"{listed} AND occurred_at >= ? AND occurred_at < ? LIMIT ?")

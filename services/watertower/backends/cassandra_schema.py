@@ -159,7 +159,9 @@ def replication_problems(replication: Mapping[str, str], local_dc: str) -> list[
             f"it is replicated by {strategy}, where LOCAL_QUORUM is no quorum of one data centre: ALTER KEYSPACE to NetworkTopologyStrategy"
         ]
     if not int(replication.get(local_dc, "0").partition("/")[0]):
-        return [f"it has no copies in cassandra_local_dc {local_dc!r}: ALTER KEYSPACE to have some there, or name the right data centre"]
+        return [
+            f"it has no copies in cassandra_local_datacenter {local_dc!r}: ALTER KEYSPACE to have some there, or name the right data centre"
+        ]
     return []
 
 
