@@ -74,14 +74,9 @@ class CassandraConnection:
             )
         self.settings = settings
         self._clock, self._rng = clock, rng
-        self._cluster = _cluster(settings)
         self._prepared: dict[tuple[str, int | None], Statement] = {}
         self._closed = False
-        try:
-            self._session = self._connect()
-        except BaseException:
-            self._cluster.shutdown()
-            raise
+        self._cluster, self._session = _connected(settings)
 
     # --- sending
 
@@ -225,25 +220,6 @@ class CassandraConnection:
         if self._closed:
             raise BackendRefused("the connection to Cassandra is closed")
 
-    def _connect(self) -> Any:
-        where = ", ".join(f"{host}:{self.settings.port}" for host in self.settings.contact_points)
-        try:
-            session = self._cluster.connect()
-        except DRIVER_ERRORS as error:
-            refuse_start(error)
-            self._refuse_data_centre()
-            raise BackendUnavailable(f"waiting for Cassandra at {where}: {text(error)}") from error
-        self._refuse_data_centre()
-        session.use_client_timestamp = False  # every mutation says its own
-        return session
-
-    def _refuse_data_centre(self) -> None:
-        known = {host.datacenter for host in self._cluster.metadata.all_hosts() if host.datacenter}
-        if known and self.settings.local_dc not in known:
-            raise StartRefused(
-                f"cassandra_local_datacenter: the cluster has no data centre {self.settings.local_dc!r}; it has {', '.join(sorted(known))}"
-            )
-
 
 class _Sent:
     """A statement on its way, or waiting to be sent again."""
@@ -271,6 +247,35 @@ class _Failed:
 
     def add_callbacks(self, _: Callable[[Any], None], failed: Callable[[Exception], None]) -> None:
         failed(self._error)
+
+
+def _connected(settings: CassandraSettings) -> tuple[Any, Any]:
+    """The driver's Cluster and Session."""
+    where = ", ".join(f"{host}:{settings.port}" for host in settings.contact_points)
+    cluster: Any = None
+    try:
+        cluster = _cluster(settings)
+        session = cluster.connect()
+        _refuse_data_centre(cluster, settings)
+    except BaseException as error:
+        if cluster is not None:
+            cluster.shutdown()
+        if not isinstance(error, DRIVER_ERRORS):
+            raise
+        refuse_start(error)
+        if cluster is not None:
+            _refuse_data_centre(cluster, settings)
+        raise BackendUnavailable(f"waiting for Cassandra at {where}: {text(error)}") from error
+    session.use_client_timestamp = False  # every mutation says its own
+    return cluster, session
+
+
+def _refuse_data_centre(cluster: Any, settings: CassandraSettings) -> None:
+    known = {host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter}
+    if known and settings.local_dc not in known:
+        raise StartRefused(
+            f"cassandra_local_datacenter: the cluster has no data centre {settings.local_dc!r}; it has {', '.join(sorted(known))}"
+        )
 
 
 def _cluster(settings: CassandraSettings) -> Any:
