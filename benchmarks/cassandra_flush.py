@@ -85,6 +85,18 @@ def run(store: CassandraStore, flushes: list[list[Record]], edges: int, name: st
     print(f"{edges / total:,.0f} events/s")
 
 
+def read(reader: CassandraReader, subject: str) -> None:
+    """Prints what reading takes."""
+    for what, call in (
+        ("read_entity", lambda: reader.read_entity(subject)),
+        ("list_actors of 100", lambda: reader.list_actors(subject, Kind.FOLLOW, None, 100)),
+    ):
+        began = time.perf_counter()
+        for _ in range(20):
+            call()
+        print(f"reader: {what} {(time.perf_counter() - began) / 20 * 1e3:.1f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edges", type=int, default=100_000)
@@ -126,14 +138,7 @@ def main() -> None:
                 run(store, flushes, edges, "the same once more", args.node_pid)
                 reader = CassandraReader(connection, identity)
                 subject = flushes[0][0].events.subjects[0]
-                for what, call in (
-                    ("read_entity", lambda: reader.read_entity(subject)),
-                    ("list_actors of 100", lambda: reader.list_actors(subject, Kind.FOLLOW, None, 100)),
-                ):
-                    began = time.perf_counter()
-                    for _ in range(20):
-                        call()
-                    print(f"reader: {what} {(time.perf_counter() - began) / 20 * 1e3:.1f} ms")
+                read(reader, subject)
     print(f"resident {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most")
 
 

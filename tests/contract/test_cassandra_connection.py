@@ -13,7 +13,7 @@ from cassandra.cluster import NoHostAvailable
 
 from tests.contract.cassandra_harness import connect, new_keyspace, settings_of
 from tests.contract.store_harnesses import IDENTITY
-from watertower.backends import cassandra_connection
+from watertower.backends import cassandra_connection, cassandra_requests
 from watertower.backends.cassandra import CassandraConnection, CassandraSettings, CassandraStore
 from watertower.core.model import Edge, Progress
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
@@ -105,7 +105,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[Any]]], 
     def open_(outcomes: dict[str, list[Any]]) -> tuple[CassandraConnection, _Session, FakeClock]:
         session, clock = _Session(outcomes), FakeClock()
         queue = type("Queue", (_Queue,), {"session": session})
-        monkeypatch.setattr(cassandra_connection, "SimpleQueue", queue)
+        monkeypatch.setattr(cassandra_requests, "SimpleQueue", queue)
         monkeypatch.setattr(cassandra_connection, "_cluster", lambda _: _Cluster(session))
         return CassandraConnection(SETTINGS, clock, random.Random(1)), session, clock
 

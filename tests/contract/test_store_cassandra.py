@@ -80,8 +80,9 @@ def test_a_whole_flush_is_seen_by_the_capture(stores: CassandraHarness, sent: Se
         assert write_timestamp(1, 0) <= timestamp <= write_timestamp(1, 30, delete=True)
 
 
-def test_many_small_rows_stay_below_the_limit_of_a_batch(stores: CassandraHarness, sent: Sent) -> None:
-    """A node refuses batches over several partitions from 50 KiB of its own reckoning, in which small rows weigh the most."""
+def test_many_small_rows_stay_below_the_limit_of_a_batch(stores: CassandraHarness, sent: Sent, caplog: pytest.LogCaptureFixture) -> None:
+    """A node refuses batches over several partitions from 50 KiB of its own reckoning, in which small rows weigh the most; that it warns
+    far below stays out of the log."""
     store = stores.owner().store
     shards = {(f"{n:x}", metric, 0): Shard(1, 1, (), 1) for n in range(2_000) for metric in (Metric.LIKES, Metric.FOLLOWING)}
     lists = {(f"{n:x}", FOLLOW, 0, 0, 5, "a", ""): ListChange(True, 1) for n in range(2_000)}
@@ -89,6 +90,7 @@ def test_many_small_rows_stay_below_the_limit_of_a_batch(stores: CassandraHarnes
     store.write_edges({(f"{n:x}", FOLLOW, "s", ""): Edge(True, 5, 0, 1) for n in range(2_000)})
     store.write_progress({n: Progress(1, b"12345678", 1) for n in range(64)})
     assert store.read_shards(shards) == shards
+    assert [record.getMessage() for record in caplog.records if record.name == "cassandra.protocol"] == []
     assert max(len(batch) for batch in sent.batches) > 100
 
 
@@ -227,7 +229,7 @@ def test_reads_of_any_packing_find_the_same_rows(stores: CassandraHarness, monke
 # --- lists
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_lists_over_many_buckets_are_paged_like_those_of_the_memory(
     stores: CassandraHarness, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -251,8 +253,8 @@ def test_lists_over_many_buckets_are_paged_like_those_of_the_memory(
     assert len(whole) > 20
     assert reader.list_actors("s", Kind.COMMENT, None, 1_000) == whole
     places = [*whole, *(ListCursor(row.occurred_at, row.other, "0") for row in whole[::3]), ListCursor(6, "zz", ""), ListCursor(0, "", "")]
-    for after in places:
-        for limit in (1, 3, 50):
+    for after in rng.sample(places, 12):
+        for limit in (1, 7, 50):
             assert reader.list_actors("s", Kind.COMMENT, after, limit) == reference.list_actors("s", Kind.COMMENT, after, limit)
 
 

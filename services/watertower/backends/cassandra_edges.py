@@ -12,7 +12,8 @@ flush waits.
 from collections.abc import Collection, Iterator, Mapping
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import ALL, CassandraConnection, Statement
+from watertower.backends.cassandra_connection import ALL, CassandraConnection
+from watertower.backends.cassandra_requests import Statement
 from watertower.backends.cassandra_statements import OWN_COUNTS, EdgeRow, encode_rows, encode_texts
 from watertower.core.model import ACTOR_METRIC, NO_SHARD, Edge, EdgeKey, Shard, ShardKey
 from watertower.core.sharding import partition_of

@@ -4,8 +4,9 @@ import heapq
 from collections.abc import Iterator, Sequence
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, Statement
+from watertower.backends.cassandra_connection import CassandraConnection
 from watertower.backends.cassandra_edges import READ_KEYS_MAX, ActorRows, own_shards
+from watertower.backends.cassandra_requests import Statement
 from watertower.backends.cassandra_schema import opened
 from watertower.backends.cassandra_statements import OWN_COUNTS, SHARED_PART
 from watertower.core.model import ACTOR_METRIC, KINDS, NO_SHARD, SUBJECT_METRIC, Edge, EdgeKey, Kind, Progress, Shard

@@ -7,8 +7,9 @@ import heapq
 from collections.abc import Iterator
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, Row
+from watertower.backends.cassandra_connection import CassandraConnection
 from watertower.backends.cassandra_edges import ActorRows
+from watertower.backends.cassandra_requests import Row
 from watertower.backends.cassandra_schema import opened
 from watertower.backends.cassandra_statements import OWN_COUNTS
 from watertower.core.model import ACTOR_METRIC, NO_SHARD, EdgeKey, ListKey, Progress, Shard, ShardKey

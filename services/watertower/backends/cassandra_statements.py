@@ -11,7 +11,8 @@ from typing import Final, NamedTuple, TypeAlias
 from cassandra.query import BatchStatement, BatchType
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, Statement
+from watertower.backends.cassandra_connection import CassandraConnection
+from watertower.backends.cassandra_requests import Statement
 from watertower.core.model import ACTOR_METRIC, KINDS, Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.core.positions import write_timestamp
 
