@@ -213,17 +213,18 @@ def _another_authority(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # the driver's
 def test_a_node_that_was_away_is_found_again() -> None:
     """Without a restart of ours, prepared statements included: the node has forgotten them."""
     with engine_or_skip(cassandra(own=True)) as engine, new_keyspace(settings_of(engine, request_timeout_ms=2_000)) as connection:
         store = CassandraStore(connection, IDENTITY)
         edges = {("a", 1, "s", ""): Edge(True, 5, 0, 1)}
         store.write_edges(edges)
+        connection.query("TRUNCATE system.prepared_statements")  # what it would read again when it starts
         engine.nodes[0].kill()
         with pytest.raises(BackendUnavailable):
             store.write_edges({("b", 1, "s", ""): Edge(True, 5, 0, 1)})
         engine.nodes[0].start()
-        connection.query("TRUNCATE system.prepared_statements")
         deadline = time.monotonic() + 60
         while True:
             try:
