@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.calls import reading
+from tests.commands import assert_audit_is_clean, exported_counts, watertower
 from tests.needs import skip_or_fail
-from tests.processes.support import assert_audit_is_clean, exported_counts, reading, watertower
 from watertower.cli.options import opened_scanner
 from watertower.testing.service import Service
 from watertower.v1 import common_pb2, reader_pb2
@@ -112,7 +113,7 @@ def stored_lists(data: Path) -> Lists:
 
 def assert_counts_are(data: Path, accounts: Counter[str]) -> None:
     """`export counts` says of every account that it has as many followers and follows as many."""
-    counts = exported_counts(data)
+    counts = exported_counts({"data": data})
     expected = {(account, metric): degree for account, degree in accounts.items() for metric in ("followers", "following")}
     differ = {key: (counts.get(key), expected.get(key)) for key in counts.keys() | expected.keys() if counts.get(key) != expected.get(key)}
     assert not differ, f"{len(differ)} counts differ (found, expected): {dict(list(differ.items())[:5])}"
@@ -148,7 +149,7 @@ def test_counts_and_lists_are_exact_twice_over_and_after_removals(job: Job, tmp_
     data, accounts = job.service.data, degrees(job.rows)
     assert_counts_are(data, accounts)
     first = assert_lists_are(job, job.rows, accounts)
-    assert assert_audit_is_clean(data)["active_edges"] == FOLLOWS
+    assert assert_audit_is_clean({"data": data})["active_edges"] == FOLLOWS
     most, _ = accounts.most_common(1)[0]
     ran = watertower("list", "actors", most, "--json", "--read-target", job.service.read_target)
     assert [json.loads(line)["actor"] for line in ran.out.splitlines()[:-1]] == first.followers[most]
@@ -168,7 +169,7 @@ def test_counts_and_lists_are_exact_twice_over_and_after_removals(job: Job, tmp_
     left = [row for row in job.rows if row not in gone]
     assert_counts_are(data, accounts)
     after = assert_lists_are(job, left, accounts)
-    assert assert_audit_is_clean(data)["active_edges"] == 2 * len(left)
+    assert assert_audit_is_clean({"data": data})["active_edges"] == 2 * len(left)
     for subject, actors in after.followers.items():
         stay = set(actors)
         assert actors == [actor for actor in first.followers[subject] if actor in stay], "those that stay keep their order"

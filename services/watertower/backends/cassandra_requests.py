@@ -73,7 +73,7 @@ class Requests:
                     break
                 under_way += 1
                 self._send(sent, answered)
-            until_s = again[0][0] - self._clock.monotonic_s() if again and failed is None else None
+            until_s = max(0.0, again[0][0] - self._clock.monotonic_s()) if again and failed is None else None
             if under_way == 0:
                 if until_s is None:
                     break
