@@ -26,8 +26,8 @@ AWAY_SLICE_S = 15.0
 
 STALE_AFTER_MS = 3_000
 
-CALL_S = 2.0
-"""Deadline of the callers here."""
+CALL_S = 4.0
+"""Deadline of the callers here: shorter than the ingest's own patience with the log."""
 
 AWAY = [
     pytest.param(AWAY_SLICE_S, marks=pytest.mark.slow),
@@ -77,8 +77,8 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str, bool, float]:
     return "OK", "", False, CLOCK.monotonic_s() - started_s
 
 
-def cached(stub: Any, entities: list[str]) -> Any:
-    """Counts of subjects that were read before."""
+def counts_of(stub: Any, entities: list[str]) -> Any:
+    """One answer with counts."""
     return stub.BatchGetCounts(counts_request(entities), timeout=CALL_S)
 
 
@@ -93,8 +93,9 @@ def test_kafka_away(
     with running(own_kafka, own_cassandra, tmp_path) as roles, contextlib.ExitStack() as calls:
         writer = calls.enter_context(writing(roles.write_target))
         reader = calls.enter_context(reading(roles.queries[0].read_target))
-        with Writers(roles.write_target, 2, rng, world) as writers:
+        with Writers(roles.write_target, 2, rng, world, pause_s=0.05) as writers:
             wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
+            read_counts(reader, world.entities[:20])
             with away(own_kafka.nodes[0], way):
                 until_s = CLOCK.monotonic_s() + away_s
                 refused = answered = 0
@@ -104,8 +105,8 @@ def test_kafka_away(
                     assert (status, reason, told) == ("UNAVAILABLE", "LOG_UNAVAILABLE", True), took_s
                     assert took_s < CALL_S
                     refused += 1
-                    entities = [*world.entities[:100], f"new-{answered}"]
-                    stale = reader.BatchGetCounts(counts_request(entities), timeout=CALL_S).freshness.stale
+                    entities = [*world.entities[:20], f"new-{answered}"]
+                    stale = counts_of(reader, entities).freshness.stale
                     answered += 1
                 assert stale, "answers do not say that they are stale"
             acknowledged = writers.acknowledged
@@ -135,18 +136,18 @@ def test_cassandra_away(
     with (
         running(own_kafka, own_cassandra, tmp_path, query_cache_age_ms_max=5_000) as roles,
         contextlib.ExitStack() as calls,
-        Writers(roles.write_target, 2, rng, world) as writers,
+        Writers(roles.write_target, 2, rng, world, pause_s=0.05) as writers,
     ):
         reader = calls.enter_context(reading(roles.queries[0].read_target))
         wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
-        known = cached(reader, subjects)
+        known = counts_of(reader, subjects)
         with away(own_cassandra.nodes[0], way):
             started_s = CLOCK.monotonic_s()
             before, refusals = writers.acknowledged, writers.refusals.total()
             answered = refused = 0
             freshness = known.freshness
             while CLOCK.monotonic_s() < started_s + away_s:
-                answer = cached(reader, subjects)
+                answer = counts_of(reader, subjects)
                 freshness = answer.freshness
                 answered += 1
                 assert [row.values[0] for row in answer.counts], METRICS[0]
@@ -213,5 +214,5 @@ def fresh_again(query: Service, expected: Expected) -> float:
     started_s = CLOCK.monotonic_s()
     wait_visible(query.read_target, expected.ends, CAUGHT_UP_S)
     with reading(query.read_target) as stub:
-        wait_until(lambda: not cached(stub, ["s0"]).freshness.stale, "answers are fresh again", CAUGHT_UP_S)
+        wait_until(lambda: not counts_of(stub, ["s0"]).freshness.stale, "answers are fresh again", CAUGHT_UP_S)
     return CLOCK.monotonic_s() - started_s

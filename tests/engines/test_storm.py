@@ -28,7 +28,7 @@ def storm(log: KafkaEngine, store: CassandraEngine, folder: Path, rng: random.Ra
         roles.start()
         started_s = CLOCK.monotonic_s()
         with (
-            Writers(roles.write_target, 4, rng, world) as writers,
+            Writers(roles.write_target, 4, rng, world, pause_s=0.05) as writers,
             Readers(roles.queries[0].read_target, 1, rng, world) as some,
             Readers(roles.queries[1].read_target, 1, rng, world) as others,
         ):
