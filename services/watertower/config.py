@@ -83,6 +83,10 @@ class ProjectorSettings(_Section):
     retry_cap_ms: Milliseconds = Field(5_000, description="ms before a retry of a failed flush, at most")
     write_buffer_bytes: Positive = Field(16_777_216, description="bytes of one memtable of the embedded store (two at most)")
     block_cache_bytes: Positive = Field(33_554_432, description="bytes of the block cache of the embedded store, per process")
+    health_host: str = Field("127.0.0.1", description="address that the projector's health service binds")
+    health_port: Annotated[int, Field(ge=-1, le=65_535)] = Field(
+        -1, description="port of the projector's gRPC health service; 0 takes a free one, -1 is none"
+    )
     nice: Annotated[int, Field(ge=0, le=19)] = Field(10, description="scheduling niceness: a surge of writes gives way to reads")
 
 

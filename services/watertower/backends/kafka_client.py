@@ -187,7 +187,9 @@ def opened(settings: KafkaSettings, clock: Clock, client: Callable[..., _Client]
         usable = ", ".join(name for name, installed in COMPRESSIONS.items() if installed())
         raise StartRefused(f"kafka_compression is {settings.compression!r}: set one of {usable} (the others need their packages)")
     if not all(_ADDRESS.fullmatch(server.strip()) for server in settings.bootstrap_servers.split(",")):
-        raise StartRefused(f"kafka_bootstrap_servers is {settings.bootstrap_servers!r}: it must be host:port, or several with commas between")
+        raise StartRefused(
+            f"kafka_bootstrap_servers is {settings.bootstrap_servers!r}: it must be host:port, or several with commas between"
+        )
     loops: list[NetworkSelector] = []
 
     def network(**network_configs: Any) -> KafkaNetClient:

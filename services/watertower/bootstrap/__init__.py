@@ -12,6 +12,7 @@ from types import ModuleType
 from watertower.clock import SystemClock
 from watertower.config import Settings
 from watertower.errors import StartRefused
+from watertower.health import HealthServer
 from watertower.ingest.process import IngestProcess
 from watertower.ingest.service import IngestService
 from watertower.ports import StoreScanner
@@ -32,10 +33,14 @@ def ingest(settings: Settings) -> IngestProcess:
 def projector(settings: Settings) -> ProjectorProcess:
     """The projector role on the configured log, store and feed. Raises StartRefused; BackendUnavailable where trying again may help."""
     with ExitStack() as opened:
+        health = None
+        if settings.projector.health_port >= 0:
+            health = HealthServer(settings.projector.health_host, settings.projector.health_port)
+            opened.callback(health.stop)
         log, store, feed = _back_ends(settings).projector_side(settings, opened)
         held = opened.pop_all()
     loop = Projector(log, store, feed, settings.projector, SystemClock(), random.Random())  # noqa: S311 - jitter, not secrets
-    return ProjectorProcess(loop, settings.service, SystemClock(), held)
+    return ProjectorProcess(loop, settings.service, SystemClock(), held, health)
 
 
 def query(settings: Settings) -> QueryProcess:

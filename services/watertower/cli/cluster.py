@@ -1,4 +1,4 @@
-"""`watertower topics create` and `watertower migrate`: what a cluster needs before its first process."""
+"""Around the processes of a cluster: `watertower topics create` and `watertower migrate` come before them, `watertower health` asks one."""
 
 from collections.abc import Callable
 from typing import Annotated, TypeVar
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     topics.command("create")(create)
     app.add_typer(topics)
     app.command("migrate")(migrate)
+    app.command("health")(health)
 
 
 def create(
@@ -90,3 +91,15 @@ def _patiently(work: Callable[[], _T], wait_s: float, as_json: bool) -> _T:
             output.note(f"waiting: {error}", as_json)
             clock.sleep(full_jitter(attempt, 0.2, 5.0, random.random()))  # noqa: S311 - jitter, not secrets
             attempt += 1
+
+
+def health(
+    target: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where a process serves.")],
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.01, help="Seconds to wait for the answer.")] = 2.0,
+) -> None:
+    """Ask a process for its gRPC health. Exit code: 0 ready, 1 not."""
+    from watertower.health import is_ready
+
+    ready = is_ready(target, timeout_s)
+    output.print_lines([f"{target} is {'ready' if ready else 'not ready'}"])
+    raise typer.Exit(0 if ready else output.EXIT_FAILED)
