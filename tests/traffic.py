@@ -47,8 +47,11 @@ class Writers:
     `with` starts them; `finish` lets each end its call and gives what was acknowledged.
     """
 
-    def __init__(self, target: str, threads: int, rng: random.Random, world: World | None = None, events_max: int = 40) -> None:
-        self._target, self._events_max, self._world = target, events_max, world or World()
+    def __init__(
+        self, target: str, threads: int, rng: random.Random, world: World | None = None, events_max: int = 40, pause_s: float = 0.0
+    ) -> None:
+        """Each thread calls with up to `events_max` events, and waits `pause_s` seconds between two calls."""
+        self._target, self._events_max, self._pause_s, self._world = target, events_max, pause_s, world or World()
         self._stop = threading.Event()
         self._give_up = threading.Event()
         self._attempts = threading.Semaphore(threads)
@@ -125,6 +128,7 @@ class Writers:
                         again = self._until_acknowledged(stub, events)
                         with self._lock:
                             expected.take((), again)
+                    self._stop.wait(self._pause_s)
         except BaseException as error:
             self._errors.append(error)
 

@@ -4,23 +4,28 @@ import contextlib
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from tests.calls import CLOCK
-from tests.engines.roles import READY_S, Roles
+from tests.calls import CLOCK, wait_visible
+from tests.engines.roles import Roles
 from tests.traffic import Writers
 from watertower.testing.engines import Node
 from watertower.testing.service import Service, wait_until
 
-AGAIN_S = 60.0
-"""Seconds in which calls are acknowledged again after something happened."""
+AGAIN_S = 120.0
+"""Seconds in which calls are acknowledged and applied again after something happened, on a busy machine."""
 
 PAUSE_S_MAX = 2.0
-"""Seconds between two faults, at most: some come while the last is not mended yet."""
+"""Seconds between two faults, at most."""
 
 AWAY_S_MAX = 3.0
 """Seconds that a killed process stays away, at most, besides what its start takes."""
+
+SETTLED_SHARE = 0.5
+"""Share of the faults that are waited out; the next one comes while the others are not mended yet."""
+
+Fault = Callable[[], None]
 
 
 class Nemesis:
@@ -28,34 +33,39 @@ class Nemesis:
 
     def __init__(self, roles: Roles, writers: Writers, rng: random.Random) -> None:
         self._roles, self._writers, self._rng = roles, writers, rng
+        self._started_s = CLOCK.monotonic_s()
         self.done: Counter[str] = Counter()
 
-    def run(self, *, kills: int, zombies: int, nodes: dict[str, Node]) -> None:
-        """So many SIGKILLs of roles, so many zombies, and each of these nodes (by what it is called) killed and started, in any order.
-        In the end all are there again."""
-        roles = self._roles
-        # Each kind of role dies; the rest of the deaths is anybody's.
-        victims = [self._rng.choice(kind) for kind in (roles.projectors, roles.ingests, roles.queries)]
-        victims += self._rng.choices(roles.all, k=max(0, kills - len(victims)))
-        faults: list[Callable[[], None]] = [partial(self.kill, role) for role in victims[:kills]]
-        faults += [partial(self.zombie, self._rng.choice(roles.projectors)) for _ in range(zombies)]
-        faults += [partial(self.restart, name, node) for name, node in nodes.items()]
-        self._rng.shuffle(faults)
-        for fault in faults:
-            acknowledged = self._writers.acknowledged
+    def run(self, faults: Sequence[Fault]) -> None:
+        """All of these, in any order. In the end everything is there again."""
+        for fault in self._rng.sample(faults, len(faults)):
             fault()
-            if self._rng.random() < 0.5:
-                wait_until(partial(self._writers.acknowledged_more_than, acknowledged), "events are acknowledged again", AGAIN_S)
+            if self._rng.random() < SETTLED_SHARE:
+                self._wait_acknowledged()
                 CLOCK.sleep(self._rng.random() * PAUSE_S_MAX)
-        roles.wait_ready()
-        roles.wait_shared()
-        roles.assert_none_ended()
+        self._roles.wait_ready()
+        self._roles.wait_shared()
+        self._roles.assert_none_ended()
+        self._wait_acknowledged()
+
+    # --- faults
+
+    def kills(self, number: int) -> list[Fault]:
+        """SIGKILLs of roles: at least one of each kind if the number allows it, the rest of any."""
+        roles = self._roles
+        victims = [self._rng.choice(kind) for kind in (roles.projectors, roles.ingests, roles.queries)]
+        victims += self._rng.choices(roles.all, k=max(0, number - len(victims)))
+        return [partial(self.kill, role) for role in victims[:number]]
+
+    def zombies(self, number: int) -> list[Fault]:
+        """So many times `zombie`, of any projector."""
+        return [partial(self.zombie, self._rng.choice(self._roles.projectors)) for _ in range(number)]
 
     def kill(self, role: Service) -> None:
         """SIGKILL; starts it again sooner or later, and does not wait for it."""
         self._roles.assert_none_ended()
+        self._note(f"kill of {role.command}")
         role.kill_group()
-        self._note(f"kill {role.command}")
         CLOCK.sleep(self._rng.choice((0.0, self._rng.random() * AWAY_S_MAX)))
         role.start(ready=False)
 
@@ -63,33 +73,46 @@ class Nemesis:
         """Freezes a projector in the midst of its work until its partitions are others' and these have gone on; then lets it go on, too."""
         self._roles.wait_ready()
         self._roles.wait_shared()
-        projector.send(signal.SIGSTOP)
         self._note("zombie")
+        projector.send(signal.SIGSTOP)
         self._roles.wait_taken_over(projector)
-        acknowledged = self._writers.acknowledged
-        wait_until(partial(self._writers.acknowledged_more_than, acknowledged), "events are acknowledged beside a zombie", AGAIN_S)
-        CLOCK.sleep(self._rng.random() * PAUSE_S_MAX)
+        self._wait_acknowledged()
+        self._wait_applied()
         projector.send(signal.SIGCONT)
 
     def restart(self, name: str, node: Node) -> None:
-        """SIGKILL; starts it again."""
-        with self.away(name, node):
+        """SIGKILL of a node; starts it again."""
+        with self.away({name: node}):
             CLOCK.sleep(self._rng.random() * AWAY_S_MAX)
-        print(f"{CLOCK.monotonic_s():.1f} {name} is there again", flush=True)
+
+    def lose(self, nodes: Mapping[str, Node]) -> None:
+        """SIGKILL of several nodes at once, of engines that can do without them: the service goes on. Starts them again."""
+        with self.away(nodes):
+            self._wait_acknowledged()
+            self._wait_applied()
+            CLOCK.sleep(self._rng.random() * AWAY_S_MAX)
+            self._wait_acknowledged()
 
     @contextlib.contextmanager
-    def away(self, name: str, node: Node) -> Iterator[None]:
-        """A node is away within, by SIGKILL."""
-        node.kill()
-        self._note(f"restart {name}")
-        try:
+    def away(self, nodes: Mapping[str, Node]) -> Iterator[None]:
+        """Nodes, by what they are called, are away within."""
+        with contextlib.ExitStack() as mended:
+            for name, node in nodes.items():
+                self._note(f"restart of a {name}")
+                node.kill()
+                mended.callback(node.start)
             yield
-        finally:
-            node.start()
+
+    # --- how
+
+    def _wait_acknowledged(self) -> None:
+        acknowledged = self._writers.acknowledged
+        wait_until(partial(self._writers.acknowledged_more_than, acknowledged), "events are acknowledged", AGAIN_S)
+
+    def _wait_applied(self) -> None:
+        """Waits until what is acknowledged now is applied."""
+        wait_visible(self._roles.queries[0].read_target, self._writers.snapshot().ends, AGAIN_S)
 
     def _note(self, what: str) -> None:
         self.done[what] += 1
-        print(f"{CLOCK.monotonic_s():.1f} {what}", flush=True)
-
-
-__all__ = ["READY_S", "Nemesis"]
+        print(f"after {CLOCK.monotonic_s() - self._started_s:5.1f} s: {what}", flush=True)

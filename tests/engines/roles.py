@@ -1,13 +1,14 @@
 """The role processes of one cluster on real engines, each of which a test may hurt."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from tests.calls import several
 from tests.commands import options, watertower
+from tests.expected import Expected, assert_reader_equals
 from watertower.testing.engines import CassandraEngine, KafkaEngine, unique_name
 from watertower.testing.service import NotInTime, Service, wait_until
 
@@ -16,7 +17,7 @@ PARTITIONS = 16
 READY_S = 120.0
 """Seconds that a role may take to be ready: several start at once, beside engines that start."""
 
-SHARED_S = 60.0
+SHARED_S = 120.0
 """Seconds in which the projectors share the partitions anew after one of them came or went."""
 
 QUICK: Mapping[str, object] = {  # a dead or frozen projector is noticed soon
@@ -129,7 +130,12 @@ class Roles:
 
         wait_until(taken_over, "the others have taken the partitions over", SHARED_S)
 
-    # --- what must not be
+    # --- what must be, and what must not
+
+    def assert_answers_equal(self, entities: Sequence[str], expected: Expected) -> None:
+        """Each query process, which includes everything by its own word, answers what is recounted."""
+        for query in self.queries:
+            assert_reader_equals(query.read_target, entities, expected)
 
     def assert_none_ended(self) -> None:
         """Only the test ends roles: nothing that happens to the engines does."""

@@ -12,10 +12,13 @@ import pytest
 
 from tests.calls import CLOCK, METRICS, counts_request, follow, health, read_counts, reading, record, refusal, wait_visible, writing
 from tests.engines.roles import READY_S, Roles
-from tests.expected import Expected, assert_reader_equals, assert_store_equals
+from tests.expected import Expected, assert_store_equals
 from tests.traffic import World, Writers
 from watertower.testing.engines import CassandraEngine, KafkaEngine, Node
 from watertower.testing.service import Service, wait_until
+
+# The rows are recounted in this process, and what Cassandra's driver leaves open the collector closes.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 
 CAUGHT_UP_S = 60.0
 """Seconds in which a service is fresh again after its engine has come back. (Five of them are the longest pause between two attempts.)"""
@@ -26,11 +29,11 @@ AWAY_SLICE_S = 15.0
 
 STALE_AFTER_MS = 3_000
 
-CALL_S = 2.0
-"""Deadline of the callers here."""
+CALL_S = 4.0
+"""Deadline of the callers here: shorter than the ingest's own patience with the log."""
 
 AWAY = [
-    pytest.param(AWAY_SLICE_S, marks=pytest.mark.slow),
+    pytest.param(AWAY_SLICE_S, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     pytest.param(AWAY_S, marks=[pytest.mark.storm, pytest.mark.timeout(900)]),
 ]
 
@@ -77,8 +80,8 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str, bool, float]:
     return "OK", "", False, CLOCK.monotonic_s() - started_s
 
 
-def cached(stub: Any, entities: list[str]) -> Any:
-    """Counts of subjects that were read before."""
+def counts_of(stub: Any, entities: list[str]) -> Any:
+    """One answer with counts."""
     return stub.BatchGetCounts(counts_request(entities), timeout=CALL_S)
 
 
@@ -93,8 +96,9 @@ def test_kafka_away(
     with running(own_kafka, own_cassandra, tmp_path) as roles, contextlib.ExitStack() as calls:
         writer = calls.enter_context(writing(roles.write_target))
         reader = calls.enter_context(reading(roles.queries[0].read_target))
-        with Writers(roles.write_target, 2, rng, world) as writers:
+        with Writers(roles.write_target, 2, rng, world, pause_s=0.05) as writers:
             wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
+            read_counts(reader, world.entities[:20])
             with away(own_kafka.nodes[0], way):
                 until_s = CLOCK.monotonic_s() + away_s
                 refused = answered = 0
@@ -104,8 +108,8 @@ def test_kafka_away(
                     assert (status, reason, told) == ("UNAVAILABLE", "LOG_UNAVAILABLE", True), took_s
                     assert took_s < CALL_S
                     refused += 1
-                    entities = [*world.entities[:100], f"new-{answered}"]
-                    stale = reader.BatchGetCounts(counts_request(entities), timeout=CALL_S).freshness.stale
+                    entities = [*world.entities[:20], f"new-{answered}"]
+                    stale = counts_of(reader, entities).freshness.stale
                     answered += 1
                 assert stale, "answers do not say that they are stale"
             acknowledged = writers.acknowledged
@@ -119,7 +123,7 @@ def test_kafka_away(
             f"Kafka {way} for {away_s:g} s: {refused} writes refused, and {dict(writers.refusals)} of others; {answered} reads "
             f"answered, {expected.events} events acknowledged, fresh again after {recovered_s:.1f} s"
         )
-        assert_reader_equals(roles.queries[0].read_target, world.entities, expected)
+        roles.assert_answers_equal(world.entities, expected)
     assert_store_equals(roles.settings, expected)
 
 
@@ -135,18 +139,18 @@ def test_cassandra_away(
     with (
         running(own_kafka, own_cassandra, tmp_path, query_cache_age_ms_max=5_000) as roles,
         contextlib.ExitStack() as calls,
-        Writers(roles.write_target, 2, rng, world) as writers,
+        Writers(roles.write_target, 2, rng, world, pause_s=0.05) as writers,
     ):
         reader = calls.enter_context(reading(roles.queries[0].read_target))
         wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
-        known = cached(reader, subjects)
+        known = counts_of(reader, subjects)
         with away(own_cassandra.nodes[0], way):
             started_s = CLOCK.monotonic_s()
             before, refusals = writers.acknowledged, writers.refusals.total()
             answered = refused = 0
             freshness = known.freshness
             while CLOCK.monotonic_s() < started_s + away_s:
-                answer = cached(reader, subjects)
+                answer = counts_of(reader, subjects)
                 freshness = answer.freshness
                 answered += 1
                 assert [row.values[0] for row in answer.counts], METRICS[0]
@@ -165,11 +169,12 @@ def test_cassandra_away(
             f"Cassandra {way} for {away_s:g} s: {during} events acknowledged meanwhile, {answered} reads answered from memory, {refused} "
             f"others refused, fresh again after {recovered_s:.1f} s"
         )
-        assert_reader_equals(roles.queries[0].read_target, world.entities, expected)
+        roles.assert_answers_equal(world.entities, expected)
     assert_store_equals(roles.settings, expected)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_engines_that_come_late(own_kafka: KafkaEngine, own_cassandra: CassandraEngine, tmp_path: Path) -> None:
     """A role that is started before its engines goes on trying, is not ready, and says in its log what it waits for."""
     with Roles(own_kafka, own_cassandra, tmp_path) as roles:
@@ -213,5 +218,5 @@ def fresh_again(query: Service, expected: Expected) -> float:
     started_s = CLOCK.monotonic_s()
     wait_visible(query.read_target, expected.ends, CAUGHT_UP_S)
     with reading(query.read_target) as stub:
-        wait_until(lambda: not cached(stub, ["s0"]).freshness.stale, "answers are fresh again", CAUGHT_UP_S)
+        wait_until(lambda: not counts_of(stub, ["s0"]).freshness.stale, "answers are fresh again", CAUGHT_UP_S)
     return CLOCK.monotonic_s() - started_s
