@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STUBS  := services/watertower/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut test check lint types fast simulate stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up down test check lint types fast simulate storm stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,11 +47,27 @@ stubs-check: setup ## fail when the committed stubs differ from proto/
 	for f in $$out/watertower/v1/*; do diff -u $(STUBS)/$$(basename $$f) $$f || { echo "stubs drifted: run make stubs"; exit 1; }; done && \
 	echo "stubs match proto/"
 
-lock: ## choose the newest allowed versions and write requirements/dev.txt (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements/dev.txt -U
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -U
+
+lock: ## choose the newest allowed versions and write requirements/ (needs uv); the image's are those of dev.txt
+	$(LOCK) --group dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/service.txt
+	$(LOCK) -c requirements/dev.txt --group build -o requirements/build.txt
+
+debut-cluster: setup ## the debut on a real Kafka and a real Cassandra, which it starts (Docker, or Java and Maven)
+	$(BIN)/python -m benchmarks.cluster debut
+
+up: ## the whole service with Kafka and Cassandra in containers (Docker with compose)
+	docker compose up --detach --build --wait
+
+down: ## stop what `make up` started and remove its data
+	docker compose down --volumes
 
 simulate: setup ## ten thousand bad days by seed, on the real code (most of an hour)
 	$(BIN)/watertower simulate --seeds 10000 --jobs $$(nproc)
+
+storm: setup ## kill, freeze and restart everything on real Kafka and Cassandra, and recount (most of half an hour)
+	$(BIN)/python -m pytest -s -m storm tests/engines
 
 bench: setup ## the figures of docs/performance.md (minutes)
 	$(BIN)/python -m benchmarks.service

@@ -14,6 +14,13 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that go by the shared engines, so that they can be run on another provider alone (`-m engines`)."""
+    for item in items:
+        if {"kafka_engine", "cassandra_engine"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("engines")
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
     """Randomness whose seed is printed with a failure; WATERTOWER_TEST_SEED gives one."""

@@ -11,9 +11,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from watertower.core.sharding import PARTITIONS_MAX
@@ -34,10 +34,10 @@ class ServiceSettings(_Section):
     model_config = SettingsConfigDict(env_prefix="WATERTOWER_")
 
     data: Path = Field(Path("watertower-data"), description="the data folder of the embedded back ends")
-    log: Literal["sqlite"] = Field("sqlite", description="the back end of the log")
-    store: Literal["rocksdb"] = Field("rocksdb", description="the back end of the store and of the counts feed")
+    log: Literal["sqlite", "kafka"] = Field("sqlite", description="the back end of the log; kafka carries the counts feed too")
+    store: Literal["rocksdb", "cassandra"] = Field("rocksdb", description="the back end of the store; rocksdb carries the counts feed too")
     partitions: Annotated[int, Field(ge=1, le=PARTITIONS_MAX)] = Field(
-        8, description="partitions of the log; fixed when the data folder is created"
+        8, description="partitions of the embedded log; fixed when the data folder is created"
     )
     write_host: str = Field("127.0.0.1", description="address that the writer binds")
     write_port: Port = Field(50051, description="port of the writer; 0 takes a free one")
@@ -83,6 +83,10 @@ class ProjectorSettings(_Section):
     retry_cap_ms: Milliseconds = Field(5_000, description="ms before a retry of a failed flush, at most")
     write_buffer_bytes: Positive = Field(16_777_216, description="bytes of one memtable of the embedded store (two at most)")
     block_cache_bytes: Positive = Field(33_554_432, description="bytes of the block cache of the embedded store, per process")
+    health_host: str = Field("127.0.0.1", description="address that the projector's health service binds")
+    health_port: Annotated[int, Field(ge=-1, le=65_535)] = Field(
+        -1, description="port of the projector's gRPC health service; 0 takes a free one, -1 is none"
+    )
     nice: Annotated[int, Field(ge=0, le=19)] = Field(10, description="scheduling niceness: a surge of writes gives way to reads")
 
 
@@ -107,6 +111,83 @@ class QuerySettings(_Section):
     nice: Annotated[int, Field(ge=0, le=19)] = Field(0, description="scheduling niceness")
 
 
+class _EngineSection(_Section):
+    """How to log in to an engine. The password comes from a file or from the environment, and is shown nowhere."""
+
+    user: str = Field("", description="user name; empty: no authentication")
+    password: SecretStr = Field(SecretStr(""), description="password of the user; better given as password_file")
+    password_file: Path | None = Field(None, description="file that holds the password, as a mounted secret; wins over password")
+    ca_file: Path | None = Field(None, description="PEM file with the certificates of the authorities that are trusted")
+
+    @model_validator(mode="after")
+    def _files_can_be_read(self) -> Self:
+        for name in ("password_file", "ca_file"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+                raise ValueError(f"{name}: {path} is no file that can be read")
+        if self.user and not self.secret():
+            raise ValueError("user: needs password_file or password")
+        return self
+
+    def secret(self) -> str:
+        """The password."""
+        if self.password_file is not None:
+            return self.password_file.read_text().rstrip("\n")
+        return self.password.get_secret_value()
+
+
+class KafkaSettings(_EngineSection):
+    """How to reach Kafka, and what is asked of it. Used where `log` is kafka."""
+
+    model_config = SettingsConfigDict(env_prefix="WATERTOWER_KAFKA_")
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="brokers to begin with, HOST:PORT joined by commas")
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = Field(
+        "watertower", description="what the names of topics and groups begin with"
+    )
+    security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        "plaintext", description="whether the connection is encrypted (ssl) and authenticated (sasl)"
+    )
+    sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = Field(
+        "SCRAM-SHA-512", description="how user and password are shown to the broker"
+    )
+    generation: Annotated[int, Field(ge=1)] = Field(1, description="generation of the rows made from this log, as the store has it")
+    compression: Literal["none", "gzip", "lz4"] = Field("lz4", description="compression of the records")
+    connect_timeout_ms: Milliseconds = Field(5_000, description="ms to reach a broker when a process starts")
+    request_timeout_ms: Milliseconds = Field(3_000, description="ms that a broker may take for one answer")
+    delivery_timeout_ms: Milliseconds = Field(5_000, description="ms after which a record that is not acknowledged has failed")
+    session_timeout_ms: Milliseconds = Field(
+        10_000, description="ms without a sign of life after which a projector's partitions go to others"
+    )
+    heartbeat_ms: Milliseconds = Field(2_000, description="ms between two signs of life of a projector")
+    flush_ms_max: Milliseconds = Field(120_000, description="ms that a projector may be busy before its partitions go to others")
+    prefetch_bytes: Positive = Field(16_777_216, description="bytes of records that a projector holds ready, about")
+    replication_factor: Annotated[int, Field(ge=-1, le=100)] = Field(
+        -1, description="copies of each record, when the topics are created; -1: the broker's default"
+    )
+    log_retention_h: Positive = Field(168, description="hours that the log is kept, when the topics are created")
+    feed_retention_h: Positive = Field(1, description="hours that the counts feed is kept, when the topics are created")
+
+
+class CassandraSettings(_EngineSection):
+    """How to reach Cassandra, and what is asked of it. Used where `store` is cassandra."""
+
+    model_config = SettingsConfigDict(env_prefix="WATERTOWER_CASSANDRA_")
+
+    contact_points: str = Field("127.0.0.1:9042", description="nodes to begin with, HOST:PORT joined by commas, one port for all")
+    local_datacenter: str = Field("datacenter1", description="data centre of this process's nodes: all projectors of a log are in one")
+    keyspace: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")] = Field("watertower", description="keyspace of the tables")
+    replication: Annotated[str, Field(pattern=r"^[\w.-]+:[1-9]\d?(,[\w.-]+:[1-9]\d?)*$")] = Field(
+        "datacenter1:1", description="copies per data centre, DC:COPIES joined by commas, when the keyspace is created"
+    )
+    connect_timeout_ms: Milliseconds = Field(5_000, description="ms to reach a node when a process starts")
+    request_timeout_ms: Milliseconds = Field(5_000, description="ms that a node may take for one statement")
+    requests_in_flight_max: Positive = Field(32, description="statements under way at once, per flush or read")
+    attempts_max: Positive = Field(5, description="times that one statement is tried before the flush or read fails")
+    retry_base_ms: Milliseconds = Field(50, description="ms before the first retry of a statement; doubles, with full jitter")
+    retry_cap_ms: Milliseconds = Field(2_000, description="ms before a retry of a statement, at most")
+
+
 class Settings(NamedTuple):
     """All sections."""
 
@@ -114,6 +195,8 @@ class Settings(NamedTuple):
     ingest: IngestSettings
     projector: ProjectorSettings
     query: QuerySettings
+    kafka: KafkaSettings
+    cassandra: CassandraSettings
 
 
 class EffectiveSetting(NamedTuple):
@@ -130,6 +213,8 @@ SECTIONS: dict[str, type[_Section]] = {
     "ingest_": IngestSettings,
     "projector_": ProjectorSettings,
     "query_": QuerySettings,
+    "kafka_": KafkaSettings,
+    "cassandra_": CassandraSettings,
 }
 
 
@@ -163,7 +248,9 @@ def load(options: Mapping[str, Any]) -> Settings:
         try:
             sections.append(section(**given[section]))
         except ValidationError as error:
-            problems += [f"{prefix}{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+            for found in error.errors(include_url=False):
+                name = ".".join(map(str, found["loc"]))  # empty where a rule is about several: its message names them
+                problems.append(f"{prefix}{name}: {found['msg']}" if name else f"{prefix}{found['msg'].removeprefix('Value error, ')}")
     if problems:
         raise StartRefused("settings: " + "; ".join(problems))
     return Settings(*sections)
@@ -192,6 +279,10 @@ _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP
 # Variables of the same prefix that steer clients, tests and the supervisor's own children; they are no settings.
 _NOT_SETTINGS = {
     "WATERTOWER_REQUIRE_ENGINES",
+    "WATERTOWER_ENGINES_CACHE",
+    "WATERTOWER_TEST_ENGINES",
+    "WATERTOWER_TEST_KAFKA",
+    "WATERTOWER_TEST_CASSANDRA",
     "WATERTOWER_TEST_DATA",
     "WATERTOWER_TEST_SEED",
     "WATERTOWER_FAILPOINTS",

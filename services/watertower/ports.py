@@ -284,6 +284,7 @@ class FeedReader(Protocol):
     def poll(self) -> list[FeedMessage]:
         """The messages since the last poll, each partition's in order; one may come a little later than its publish. The first poll
         starts at the feed's end. Messages may be missing (they are kept for a bounded time): the ranges show the gap. Never ahead of
-        the rows: whatever a StoreReader of the same process reads after this returned, it sees at least what the messages say. Does
-        not wait."""
+        the rows: whatever a StoreReader of the same process reads after this returned, it sees at least what the messages say. A
+        message may come in parts, of which only the last one has its range and its `as_of`; the others, with 0 for `as_of` and nothing
+        between `after` and `end`, claim nothing. Does not wait."""
         ...

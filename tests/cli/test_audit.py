@@ -16,7 +16,6 @@ from tests.cli.conftest import Watertower
 from tests.cli.stored import Scanner, data_folder, ends_of, store_of
 from tests.core.histories import PARTITIONS, Happening, Rows, apply_all, happenings, records_of
 from watertower import audit as audit_module
-from watertower import bootstrap
 from watertower.audit import (
     ACTOR_LIST,
     COUNT,
@@ -29,6 +28,7 @@ from watertower.audit import (
     Totals,
 )
 from watertower.backends.rocksdb import RocksDbStore
+from watertower.cli.options import opened_scanner
 from watertower.core.model import Kind, ListChange, Metric, Shard
 from watertower.core.sharding import partition_of
 from watertower.datafolder import open_or_create
@@ -280,7 +280,8 @@ def test_scratch_of_the_dead_is_removed(tmp_path: Path) -> None:
     others = [f"query-{os.getpid()}", f"scan-{os.getpid()}-x_1", "query-me", f"{ended.pid}"]
     for name in (*dead, *others):
         (folder.readers_path / name / "within").mkdir(parents=True)
-    bootstrap.open_scanner(folder.path).close()
+    with opened_scanner(folder.path):
+        pass
     assert sorted(path.name for path in folder.readers_path.iterdir()) == sorted(others)
 
 

@@ -35,8 +35,8 @@ def test_a_debut_that_fails_says_why_in_one_line(
 ) -> None:
     """With the end of the service's log, which is in a folder that is gone by then."""
 
-    def fail(plan: Any, speed: Any, reads_per_s: Any, data: Path, *others: Any) -> NoReturn:
-        (data.parent / "service.log").write_text("".join(f"line {n}\n" for n in range(1, 11)))
+    def fail(plan: Any, speed: Any, reads_per_s: Any, options: Any, log: Path, *others: Any) -> NoReturn:
+        log.write_text("".join(f"line {n}\n" for n in range(1, 11)))
         raise error
 
     monkeypatch.setattr(run, "run", fail)

@@ -1,10 +1,11 @@
 """A message of the counts feed cut into slices and put together again, with what may happen on the way."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from watertower.backends.kafka_slices import ACTOR_METRICS, SUBJECT_METRICS, UNFINISHED_MAX, Assembly, SliceName, sliced
+from watertower.backends.kafka_slices import ACTOR_METRICS, SUBJECT_METRICS, UNFINISHED_MAX, Assembly, Joint, SliceName, sliced
 from watertower.core.model import Metric
 from watertower.ports import FeedMessage
 
@@ -104,3 +105,51 @@ def test_a_name_that_is_none_is_refused(value: bytes) -> None:
 
 def test_a_name_comes_back() -> None:
     assert SliceName.decode(SliceName(2, 3, "ab.7").encode()) == SliceName(2, 3, "ab.7")
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_two_topics_together_claim_only_what_both_said(seed: int) -> None:
+    """Messages of both topics in any order between them, some lost: whoever reads anew at each gap has every entry that was claimed."""
+    rng = random.Random(seed)
+    ends = sorted(rng.sample(range(100), 12))
+    whole = [
+        FeedMessage(0, before, end, 100 + end, ["s", "a"], bytes([Metric.FOLLOWERS, Metric.FOLLOWING]), [end, end], [end, end])
+        for before, end in pairwise([-1, *ends])
+    ]
+    whole += [FeedMessage(0, ends[-1], ends[-1], 300 + beat, (), b"", (), ()) for beat in range(3)]
+    streams = [[sliced(one, metrics)[0] for one in whole] for metrics in (SUBJECT_METRICS, ACTOR_METRICS)]
+    lost = rng.random() < 0.5
+    joint = Joint(2)
+    held = {"s": -1, "a": -1}  # by entity: the offset of what the reader has of it
+    claimed, as_of = -1, 0
+    turns = [0] * len(whole) + [1] * len(whole)
+    rng.shuffle(turns)
+    for topic in turns:
+        part = streams[topic].pop(0)
+        if lost and rng.random() < 0.15:
+            continue
+        given = joint.take(topic, part)
+        if given is None:
+            continue
+        if given.after > claimed:  # a gap: everything is read anew
+            held = {entity: max(offset, given.end) for entity, offset in held.items()}
+        for entity, offset in zip(given.entities, given.offsets, strict=True):
+            held[entity] = max(held[entity], offset)
+        claimed, as_of = max(claimed, given.end), max(as_of, given.as_of)
+        for of_entity in held.values():
+            assert of_entity >= max((end for end in ends if end <= claimed), default=-1)
+    if not lost:
+        assert (claimed, as_of) == (ends[-1], 302)
+
+
+def test_a_topic_that_says_nothing_holds_the_claim_back() -> None:
+    """Its entries are given on, what they belong to is not claimed."""
+    joint = Joint(2)
+    for end in range(3):
+        (part,) = sliced(FeedMessage(0, end - 1, end, 5, ["s"], bytes([Metric.LIKES]), [1], [end]), SUBJECT_METRICS)
+        given = joint.take(0, part)
+        assert given is not None
+        assert (given.after, given.end, given.as_of, given.entities) == (-1, -1, 0, ["s"])
+    heartbeat = FeedMessage(0, 2, 2, 9, (), b"", (), ())
+    assert joint.take(0, heartbeat) is None
+    assert joint.take(1, heartbeat) == heartbeat._replace(after=2, end=2, as_of=9)

@@ -1,6 +1,7 @@
 """Query as a process that tries again where the store is not to be had at first."""
 
 import random
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_an_attempt_that_fails_leaves_the_port_to_the_next() -> None:
 
     def attempt() -> int:
         service = QueryService(store, store, limits, FakeClock(), random.Random(0), store.identity.log.partitions)
-        return QueryProcess(service, store, settings, limits).run(role)
+        return QueryProcess(service, settings, limits, ExitStack()).run(role)
 
     store.broken = unavailable()
     with pytest.raises(BackendUnavailable):
@@ -55,5 +56,5 @@ def test_a_store_that_looks_damaged_to_a_reader_is_looked_at_again() -> None:
     store = FakeStore()
     store.broken = BackendRefused("Corruption: half a record")
     service = QueryService(store, store, QuerySettings(), FakeClock(), random.Random(0), store.identity.log.partitions)
-    assert QueryProcess(service, store, ServiceSettings(read_port=free_port()), QuerySettings()).run(role) == 1
+    assert QueryProcess(service, ServiceSettings(read_port=free_port()), QuerySettings(), ExitStack()).run(role) == 1
     assert role.said == []

@@ -6,10 +6,14 @@ there to show that it is the missing rule that is found, not the cache.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from watertower.backends import cassandra, cassandra_statements, cells
+from watertower.backends.cassandra import CassandraStore
+from watertower.backends.cassandra_edges import ActorRows
+from watertower.backends.cassandra_statements import Partition
 from watertower.codec import UndecodableRecord, record_id
 from watertower.core import fold as fold_module
 from watertower.core.fold import Flush, Touched
@@ -20,11 +24,13 @@ from watertower.projector import projector as projector_module
 from watertower.projector.projector import Projector
 from watertower.query.cache import CountsCache, Entry, Load
 from watertower.query.tail import FeedTail, Freshness
+from watertower.testing.simulator import cassandra as simulated_cassandra
 from watertower.testing.simulator import replicas
 from watertower.testing.simulator import world as world_module
+from watertower.testing.simulator.cluster import Cluster, Write
 from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.log import SimulatedLogWriter
-from watertower.testing.simulator.replicas import Cluster, ReplicatedStore, Write
+from watertower.testing.simulator.replicas import ReplicatedStore
 from watertower.testing.simulator.world import Parts, World
 
 ALARM = "no edge is ahead of its shards"
@@ -80,7 +86,7 @@ class Pipelined(ReplicatedStore):
     """The next step, and the next flush, begin before this one is acknowledged."""
 
     def _write(self, writes: list[Write]) -> None:
-        task = self._cluster._loop.create_task(self._cluster.write(writes))
+        task = self._cluster._loop.create_task(self._cluster.all_of([self._cluster.writing([write]) for write in writes]))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
@@ -134,7 +140,7 @@ def latest_bucket(crossings: tuple[tuple[int, int], ...], offset: int, index: in
 
 def untimed_delete(row: ListKey, change: ListChange, generation: int) -> Write:
     """A delete with the timestamp of nothing, as from a shell."""
-    return replicas.Write(("lists", row[:2]), row, (1, None)) if not change.present else _list_write(row, change, generation)
+    return Write(("lists", row[:2]), row, (1, None)) if not change.present else _list_write(row, change, generation)
 
 
 _list_write = replicas.list_write
@@ -157,6 +163,83 @@ class Torn(ReplicatedStore):
         shards = super().read_shards(keys)
         values = self._cells([(("values", key[0]), key) for key in keys])
         return {key: shard._replace(value=values.get(key, 0)) for key, shard in shards.items()}
+
+
+# --- an actor's partition in Cassandra
+
+
+Keys = Collection[EdgeKey]
+Own = Collection[ShardKey]
+ActorsRead = tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]
+
+
+def trusting(rows: ActorRows, edges: Mapping[EdgeKey, ShardKey], own: Own) -> ActorsRead:
+    """An edge ahead of its own count is taken as it is: the other replicas are not asked."""
+    return rows._read(edges, own)
+
+
+def counts_after_edges(rows: ActorRows, edges: Mapping[EdgeKey, ShardKey], own: Own) -> ActorsRead:
+    """The edges by one statement, the own counts by another."""
+    found = edges_alone(rows, edges, own)
+    return found, rows._read({}, own)[1]
+
+
+def counts_before_edges(rows: ActorRows, edges: Mapping[EdgeKey, ShardKey], own: Own) -> ActorsRead:
+    """The other way round."""
+    shards = rows._read({}, own)[1]
+    return edges_alone(rows, edges, own), shards
+
+
+def edges_alone(rows: ActorRows, edges: Keys, own: Own) -> dict[EdgeKey, Edge]:
+    statements = [without_own_counts(one) for one in _actor_statements(rows, edges, own, None)]
+    found = rows._connection.run(one for one in statements if one.values[1])
+    return {(actor, kind, subject, ref): cells.decode_edge(cell) for some in found for actor, kind, subject, ref, cell in some}
+
+
+def without_own_counts(statement: Any) -> Any:
+    actors, wanted = statement.values
+    statement.values = actors, tuple(row for row in wanted if row[0] != cassandra_statements.OWN_COUNTS)
+    return statement
+
+
+def bare_statements(rows: ActorRows, edges: Keys, own: Own, consistency: int | None) -> Iterator[Any]:
+    """Only the first statement of an actor asks for the own counts."""
+    seen: set[str] = set()
+    for statement in _actor_statements(rows, edges, own, consistency):
+        actors = set(statement.values[0])
+        yield without_own_counts(statement) if actors <= seen else statement
+        seen |= actors
+
+
+_actor_statements = ActorRows._statements
+
+
+def counts_with_the_first_piece(partitions: Iterable[Partition]) -> Iterator[Any]:
+    return _batches(partition._replace(repeated=0) for partition in partitions)
+
+
+_batches = cassandra_statements.batches
+
+
+class EdgesThenCounts(CassandraStore):
+    """An actor's mutation in two, the edges first."""
+
+    def write_edges(self, edges: Mapping[EdgeKey, Edge]) -> None:
+        held, self._held = self._held, {}
+        super().write_edges(edges)
+        self._held = held
+        super().write_edges({})
+
+
+def timed_by_the_clock(mutations: cassandra_statements.Mutations, offset: int) -> bytes:
+    return next(_ticks).to_bytes(8, "big")
+
+
+_ticks = itertools.count(2**60)
+
+
+def on_cassandra(*patches: tuple[Any, str, Any]) -> dict[str, Any]:
+    return {"parts": Parts(cassandra=True), "patches": patches}
 
 
 # --- cached shards
@@ -366,5 +449,20 @@ PLANTS = [
     Plant("undecodable record skipped", {UNDECODABLE, EDGES, COUNTS}, patches=[(projector_module, "_decoded", decoded_or_empty)]),
     Plant("position one too far", {NEWER, ANSWERS, LISTS, EDGES}, patches=[(FeedTail, "_advance", one_further)]),
     Plant("bucket from the running gained", {LISTS, LISTS_END}, patches=[(fold_module, "bucket_of", latest_bucket)]),
+    Plant("own counts read after the edges", {ALARM}, **on_cassandra((ActorRows, "read", counts_after_edges))),
+    Plant("own counts read before the edges", {ALARM}, **on_cassandra((ActorRows, "read", counts_before_edges))),
+    Plant("own counts in a mutation of their own", {ALARM}, **on_cassandra((simulated_cassandra, "CassandraStore", EdgesThenCounts))),
+    Plant("own counts with the first piece only", {ALARM}, **on_cassandra((cassandra, "batches", counts_with_the_first_piece))),
+    Plant(
+        "a statement without the own counts",
+        {ALARM},
+        **on_cassandra((ActorRows, "_statements", bare_statements), (ActorRows, "read", trusting)),
+    ),
+    Plant("an own count behind its edge believed", {ALARM}, **on_cassandra((ActorRows, "read", trusting))),
+    Plant(
+        "rows in Cassandra timed by the clock",
+        {ALARM, COUNTS, EDGES},
+        **on_cassandra((cassandra_statements.Mutations, "_timestamp", timed_by_the_clock)),
+    ),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
 ]

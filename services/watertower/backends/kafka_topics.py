@@ -20,7 +20,7 @@ CREATE_TIMEOUT_MS = 30_000
 REPLICAS_FOR_QUORUM = 3
 """From so many replicas on, an acknowledgement must mean two of them."""
 
-BROKER_DEFAULT = -1
+BROKERS_CHOICE = -1
 """A replication factor that leaves the choice to the brokers' own setting."""
 
 
@@ -31,7 +31,7 @@ class TopicsPlan(NamedTuple):
     """What `create_topics` makes."""
 
     partitions: int = 64  # of every topic; fixed for good: another number would move actors to other writers
-    replication_factor: int = BROKER_DEFAULT
+    replication_factor: int = BROKERS_CHOICE
     log_retention_ms: int = 7 * 24 * 3_600_000  # ms that events stay in the log
     feed_retention_ms: int = 3_600_000  # ms that messages stay on the counts feed
 
@@ -127,7 +127,7 @@ def _create(client: KafkaAdminClient, retentions: Mapping[str, int], plan: Topic
         return set()
     replicas = plan.replication_factor
     safe = {"unclean.leader.election.enable": "false"}
-    if replicas == BROKER_DEFAULT:
+    if replicas == BROKERS_CHOICE:
         replicas = _default_replicas(client)
     if replicas >= REPLICAS_FOR_QUORUM:
         safe["min.insync.replicas"] = str(REPLICAS_FOR_QUORUM - 1)

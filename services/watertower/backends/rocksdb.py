@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from rocksdict import Rdict, WriteBatch
 
+from watertower.backends import cells
 from watertower.backends import rocksdb_keys as keys
 from watertower.backends.rocksdb_open import DRIVER_ERRORS, last_key, multi_get, open_owner, scan, synced
 from watertower.backends.rocksdb_reader import RocksDbReader, RocksDbScanner
@@ -71,14 +72,14 @@ class RocksDbStore:
         return self.read_edges([edge for edge, of_actor in wanted.edges.items() if of_actor in shards]), shards
 
     def read_edges(self, wanted: Collection[EdgeKey]) -> dict[EdgeKey, Edge]:
-        return self._read(dict(zip(keys.edge_keys(wanted, self._ids), wanted, strict=True)), keys.decode_edge)
+        return self._read(dict(zip(keys.edge_keys(wanted, self._ids), wanted, strict=True)), cells.decode_edge)
 
     def read_shards(self, wanted: Collection[ShardKey]) -> dict[ShardKey, Shard]:
-        return self._read(dict(zip(keys.shard_keys(wanted, self._ids), wanted, strict=True)), keys.decode_shard)
+        return self._read(dict(zip(keys.shard_keys(wanted, self._ids), wanted, strict=True)), cells.decode_shard)
 
     def read_progress(self) -> dict[int, Progress]:
         rows = scan(self._opened(), keys.PROGRESS)
-        return {keys.decode_partition(key): keys.decode_progress(value) for key, value in rows}
+        return {keys.decode_partition(key): cells.decode_progress(value) for key, value in rows}
 
     def _read(self, wanted: dict[bytes, _Key], decode: Callable[[bytes], _Row]) -> dict[_Key, _Row]:
         order = sorted(wanted)
@@ -88,7 +89,7 @@ class RocksDbStore:
     # --- writes, held back until sync
 
     def write_derived(self, shards: Mapping[ShardKey, Shard], lists: Mapping[ListKey, ListChange]) -> None:
-        self._put(dict(zip(keys.shard_keys(shards, self._ids), keys.encode_shards(shards.values()), strict=True)))
+        self._put(dict(zip(keys.shard_keys(shards, self._ids), cells.encode_shards(shards.values()), strict=True)))
         rows = keys.list_rows(lists, self._ids)
         self._put(rows.of_subjects)
         self._put(dict.fromkeys(rows.of_actors, b""))
@@ -96,11 +97,11 @@ class RocksDbStore:
             self._batch.delete(key)
 
     def write_edges(self, edges: Mapping[EdgeKey, Edge]) -> None:
-        self._put(dict(zip(keys.edge_keys(edges, self._ids), keys.encode_edges(edges.values()), strict=True)))
+        self._put(dict(zip(keys.edge_keys(edges, self._ids), cells.encode_edges(edges.values()), strict=True)))
 
     def write_progress(self, progress: Mapping[int, Progress]) -> None:
         for partition, row in progress.items():
-            self._batch.put(keys.progress_key(partition), keys.encode_progress(row))
+            self._batch.put(keys.progress_key(partition), cells.encode_progress(row))
 
     def publish(self, messages: Iterable[FeedMessage]) -> None:
         """Of CountsFeed. Forgets the oldest messages beyond feed_messages_max."""

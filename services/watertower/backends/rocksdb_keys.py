@@ -1,4 +1,4 @@
-"""How the rows lie in RocksDB: keys and values as bytes. Pure; no driver.
+"""How the rows lie in RocksDB: keys as bytes (values: cells.py). Pure; no driver.
 
 One ordered key space, split into ranges by a leading byte. Ids are written as one byte of length and their UTF-8, so that one id
 is never the start of another. Numbers in keys are big-endian, so that their order is the order of the bytes.
@@ -15,12 +15,11 @@ The bucket of a list row is in its value, not in its key: buckets bound partitio
 without them it is in exact order. It is kept so that an audit can compare it with the edge's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import starmap
+from collections.abc import Iterable, Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
-from watertower.core.model import Crossing, Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
+from watertower.core.model import EdgeKey, ListChange, ListKey, ShardKey
 from watertower.ports import ListCursor
 
 EDGES: Final = b"E"
@@ -34,12 +33,8 @@ IDENTITY: Final = b"Midentity"
 _BYTE = [bytes((n,)) for n in range(256)]
 _TIME_MAX = 2**63 - 1
 _TIME = Struct(">Q")
-_EDGE = Struct("<?qIq")
-_SHARD = Struct("<qQq")
 _SHARD_NUMBER = Struct(">H")
-_CROSSING = Struct("<qI")
 _PLACE = Struct("<HI")
-_PROGRESS = Struct("<qq")
 _PARTITION = Struct(">cH")
 _SEQUENCE = Struct(">cQ")
 
@@ -134,44 +129,6 @@ def range_end(prefix: bytes) -> bytes:
 def _id(name: str) -> bytes:
     utf8 = name.encode()
     return _BYTE[len(utf8)] + utf8
-
-
-# --- values
-
-
-def encode_edges(edges: Iterable[Edge]) -> Iterator[bytes]:
-    """Values, in order."""
-    return starmap(_EDGE.pack, edges)
-
-
-def decode_edge(value: bytes) -> Edge:
-    return Edge._make(_EDGE.unpack(value))
-
-
-def encode_shards(shards: Iterable[Shard]) -> list[bytes]:
-    """Cells, in order."""
-    pack = _SHARD.pack
-    return [
-        pack(value, gained, offset) + b"".join([_CROSSING.pack(*crossing) for crossing in crossings])
-        if crossings
-        else pack(value, gained, offset)
-        for value, gained, crossings, offset in shards
-    ]
-
-
-def decode_shard(cell: bytes) -> Shard:
-    value, gained, offset = _SHARD.unpack_from(cell)
-    crossings: tuple[Crossing, ...] = tuple(_CROSSING.iter_unpack(cell[_SHARD.size :])) if len(cell) > _SHARD.size else ()
-    return Shard(value, gained, crossings, offset)
-
-
-def encode_progress(progress: Progress) -> bytes:
-    return _PROGRESS.pack(progress.end, progress.appended_at) + progress.record_id
-
-
-def decode_progress(value: bytes) -> Progress:
-    end, appended_at = _PROGRESS.unpack_from(value)
-    return Progress(end, value[_PROGRESS.size :], appended_at)
 
 
 # --- keys, read back

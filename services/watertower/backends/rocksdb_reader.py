@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rocksdict import Rdict
 
+from watertower.backends import cells
 from watertower.backends import rocksdb_keys as keys
 from watertower.backends.rocksdb_open import Row, follow, last_key, multi_get, open_secondary, scan, scan_in_pieces, written
 from watertower.codec import decode_feed
@@ -67,7 +68,7 @@ class RocksDbReader:
             rows = scan(self._current(), prefix)
         for key, cell in rows:
             _, metric, shard = keys.decode_shard_key(key)
-            shards[metric, shard] = keys.decode_shard(cell)
+            shards[metric, shard] = cells.decode_shard(cell)
         return shards
 
     def read_progress(self) -> dict[int, Progress]:
@@ -80,7 +81,7 @@ class RocksDbReader:
             return [active[subject] for subject in subjects]
         with self._lock:
             values = multi_get(self._current(), keys.edge_keys([(actor, kind, subject, "") for subject in subjects], keys.Ids()))
-        return [value is not None and keys.decode_edge(value).active for value in values]
+        return [value is not None and cells.decode_edge(value).active for value in values]
 
     def list_actors(self, subject: str, kind: int, after: ListCursor | None, limit: int) -> list[ListCursor]:
         return self._list(keys.list_prefix(keys.SUBJECT_LISTS, subject, kind), after, limit)
@@ -116,7 +117,7 @@ class RocksDbReader:
     def _any_active(self, prefix: bytes) -> bool:
         """Of edges that differ in ref alone, as of one moment. Reads up to the first active one, so removed ones all if there is none."""
         with self._lock:
-            return any(keys.decode_edge(value).active for _, value in scan_in_pieces(self._current(), prefix, _CHECK_ROWS))
+            return any(cells.decode_edge(value).active for _, value in scan_in_pieces(self._current(), prefix, _CHECK_ROWS))
 
     def _list(self, prefix: bytes, after: ListCursor | None, limit: int) -> list[ListCursor]:
         start = prefix if after is None else keys.list_place(prefix, after) + b"\0"
@@ -175,11 +176,11 @@ class RocksDbScanner:
 
     def edges(self) -> Iterator[EdgeRow]:
         for key, value in self._rows(keys.EDGES):
-            yield EdgeRow(keys.decode_edge_key(key), keys.decode_edge(value))
+            yield EdgeRow(keys.decode_edge_key(key), cells.decode_edge(value))
 
     def shards(self) -> Iterator[tuple[ShardKey, Shard]]:
         for key, cell in self._rows(keys.SHARDS):
-            yield keys.decode_shard_key(key), keys.decode_shard(cell)
+            yield keys.decode_shard_key(key), cells.decode_shard(cell)
 
     def subject_lists(self) -> Iterator[ListKey]:
         for key, value in self._rows(keys.SUBJECT_LISTS):
@@ -200,7 +201,7 @@ class RocksDbScanner:
 
 
 def _progress(db: Rdict) -> dict[int, Progress]:
-    return {keys.decode_partition(key): keys.decode_progress(value) for key, value in scan(db, keys.PROGRESS)}
+    return {keys.decode_partition(key): cells.decode_progress(value) for key, value in scan(db, keys.PROGRESS)}
 
 
 def _close_secondary(db: Rdict, secondary_path: Path) -> None:

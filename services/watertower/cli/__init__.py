@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from watertower.cli import auditing as auditing
+from watertower.cli import cluster as cluster
 from watertower.cli import debut as debut
 from watertower.cli import export as export
 from watertower.cli import importer as importer
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (roles, importer, reads, export, auditing, debut, simulate):
+for _module in (roles, cluster, importer, reads, export, auditing, debut, simulate):
     _module.register(app)
 
 

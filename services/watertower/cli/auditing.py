@@ -1,13 +1,12 @@
 """`watertower audit`: recounts everything from the edges."""
 
-import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from watertower.cli import output
-from watertower.cli.options import DEFAULT_DATA, Data
+from watertower.cli.options import DEFAULT_DATA, Data, Set, opened_scanner
 
 if TYPE_CHECKING:
     from watertower.audit import Difference
@@ -21,17 +20,18 @@ def register(app: typer.Typer) -> None:
 
 def audit(
     data: Data = DEFAULT_DATA,
+    set_: Set = None,
     limit: Annotated[int, typer.Option(min=0, help="Differences to print, at most; all are counted.")] = DIFFERENCES_SHOWN,
     json: output.Json = False,
 ) -> None:
     """Recount every count and every list from the edges, at one moment, and print each difference.
 
-    Works beside a running service and without one. Exit code: 0 nothing differs, 1 something does.
+    Works beside a running service and without one; on Cassandra only while nothing is written (there is no moment to look at).
+    Exit code: 0 nothing differs, 1 something does.
     """
     from rich.console import Console
 
     from watertower import audit as audit_module
-    from watertower import bootstrap
     from watertower.clock import SystemClock
 
     clock = SystemClock()
@@ -44,7 +44,7 @@ def audit(
         if len(shown) < limit:
             shown.append(difference)
 
-    with contextlib.closing(bootstrap.open_scanner(data)) as scanner:
+    with opened_scanner(data, set_) as scanner:
         console = Console(stderr=True, quiet=json)
         with console.status("recounting") as status:
             totals = audit_module.audit(scanner, on_difference, lambda edges: status.update(f"recounting: {edges:,} edges"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from watertower.cli import output
+from watertower.cli.options import Set, assigned
 
 LOG_LINES_SHOWN = 5
 """Last lines of the service's log in the message of a debut that failed: without --keep the log is gone by then."""
@@ -27,6 +28,7 @@ def debut(
     keep: Annotated[
         Path | None, typer.Option(help="Keep the data in KEEP/data, the log in KEEP/service.log (default: in a temporary folder, removed).")
     ] = None,
+    set_: Set = None,
     json: output.Json = False,
 ) -> None:
     """A star joins and a million people press Follow at once: see it counted exactly while reads stay fast.
@@ -56,7 +58,8 @@ def debut(
         home.mkdir(parents=True, exist_ok=True)
 
         def start() -> dict[str, Any]:
-            return run(plan, speed, reads_per_s, home / "data", live, SystemClock())
+            options = {**assigned(set_), "data": str(home / "data")}
+            return run(plan, speed, reads_per_s, options, home / "service.log", live, SystemClock())
 
         try:
             result = start() if json else _show(start, plan, live)

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from watertower.cli import output
-from watertower.cli.options import DEFAULT_DATA, Data
+from watertower.cli.options import DEFAULT_DATA, Data, Set, opened_scanner
 from watertower.core.model import Kind, Metric
 
 if TYPE_CHECKING:
@@ -31,20 +31,20 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-def counts(data: Data = DEFAULT_DATA, format_: Format = "csv", output_: Output = Path("-")) -> None:
+def counts(data: Data = DEFAULT_DATA, set_: Set = None, format_: Format = "csv", output_: Output = Path("-")) -> None:
     """Write every count: entity, metric (as in followers), value.
 
     Works beside a running service and without one.
     """
-    _export(data, format_, output_, COUNTS_COLUMNS, count_rows)
+    _export(data, set_, format_, output_, COUNTS_COLUMNS, count_rows)
 
 
-def edges(data: Data = DEFAULT_DATA, format_: Format = "csv", output_: Output = Path("-")) -> None:
+def edges(data: Data = DEFAULT_DATA, set_: Set = None, format_: Format = "csv", output_: Output = Path("-")) -> None:
     """Write every edge, removed ones included: actor, kind, subject, ref, state, occurred_at (RFC 3339, UTC).
 
     Works beside a running service and without one.
     """
-    _export(data, format_, output_, EDGES_COLUMNS, edge_rows)
+    _export(data, set_, format_, output_, EDGES_COLUMNS, edge_rows)
 
 
 def count_rows(scanner: "StoreScanner") -> Iterator[tuple[str, str, int]]:
@@ -66,13 +66,16 @@ def edge_rows(scanner: "StoreScanner") -> Iterator[tuple[str, str, str, str, str
 
 
 def _export(
-    data: Path, format_: str, target: Path, columns: tuple[str, ...], rows_of: "Callable[[StoreScanner], Iterable[tuple[Any, ...]]]"
+    data: Path,
+    set_: list[str] | None,
+    format_: str,
+    target: Path,
+    columns: tuple[str, ...],
+    rows_of: "Callable[[StoreScanner], Iterable[tuple[Any, ...]]]",
 ) -> None:
-    from watertower import bootstrap
-
     if format_ not in ("csv", "ndjson"):
         raise output.usage(f"--format {format_}: must be csv or ndjson")
-    with contextlib.closing(bootstrap.open_scanner(data)) as scanner, _opened(target) as file:
+    with opened_scanner(data, set_) as scanner, _opened(target) as file:
         rows = rows_of(scanner)
         if format_ == "csv":
             writer = csv.writer(file, lineterminator="\n")

@@ -1,11 +1,16 @@
 """Options that several commands share: targets, the data folder, kinds and metrics (lower-case names of the one table in core.model)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from watertower.core.model import Kind, Metric
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from watertower.ports import StoreScanner
 
 WRITE_VARIABLE = "WATERTOWER_WRITE_TARGET"
 READ_VARIABLE = "WATERTOWER_READ_TARGET"
@@ -15,7 +20,30 @@ DEFAULT_DATA = Path("watertower-data")
 
 WriteTarget = Annotated[str, typer.Option("--write-target", envvar=WRITE_VARIABLE, help="Address of the writer, HOST:PORT.")]
 ReadTarget = Annotated[str, typer.Option("--read-target", envvar=READ_VARIABLE, help="Address of the reader, HOST:PORT.")]
-Data = Annotated[Path, typer.Option("--data", envvar="WATERTOWER_DATA", help="Data folder.")]
+Data = Annotated[Path, typer.Option("--data", envvar="WATERTOWER_DATA", help="Data folder (of the embedded back ends).")]
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as NAME=VALUE; `watertower config` lists them. Repeatable.")]
+
+
+def assigned(assignments: list[str] | None) -> dict[str, Any]:
+    """What `--set` says, by name. Raises StartRefused."""
+    from watertower.errors import StartRefused
+
+    options: dict[str, Any] = {}
+    for assignment in assignments or []:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise StartRefused(f"--set {assignment}: write it as NAME=VALUE")
+        options[name] = value
+    return options
+
+
+def opened_scanner(data: Path, assignments: list[str] | None = None) -> "AbstractContextManager[StoreScanner]":
+    """All rows of the configured store. Raises StartRefused, BackendUnavailable."""
+    from watertower import bootstrap, config
+
+    return bootstrap.opened_scanner(config.load({**assigned(assignments), "data": str(data)}))
+
 
 KIND_NAMES = {kind.name.lower(): kind for kind in Kind}
 METRIC_NAMES = {metric.name.lower(): metric for metric in Metric}

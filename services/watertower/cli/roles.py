@@ -1,16 +1,17 @@
 """`watertower serve`, its roles one by one, and `watertower config`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from watertower.cli import output
+from watertower.cli.options import Set, assigned
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder (default: watertower-data).")]
 WritePort = Annotated[int | None, typer.Option("--write-port", help="Port of the writer (default 50051; 0 takes a free one).")]
 ReadPort = Annotated[int | None, typer.Option("--read-port", help="Port of the reader (default 50052; 0 takes a free one).")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as NAME=VALUE; `watertower config` lists them. Repeatable.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,21 +22,14 @@ def register(app: typer.Typer) -> None:
 
 def _options(data: Path | None, write_port: int | None, read_port: int | None, assignments: list[str] | None) -> dict[str, Any]:
     """The settings given as options, by name. Options of their own win over `--set`."""
-    from watertower.errors import StartRefused
-
-    options: dict[str, Any] = {}
-    for assignment in assignments or []:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise StartRefused(f"--set {assignment}: write it as NAME=VALUE")
-        options[name] = value
+    options = assigned(assignments)
     own = {"data": str(data.absolute()) if data else None, "write_port": write_port, "read_port": read_port}
     options.update({name: value for name, value in own.items() if value is not None})
     return options
 
 
 def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort = None, set_: Set = None, json: output.Json = False) -> None:
-    """Run the whole service on one data folder: ingest, projector and query as processes of this command.
+    """Run the whole service: ingest, projector and query as processes of this command, on one data folder by default.
 
     Ctrl-C or SIGTERM stops it: nothing more is accepted, what was accepted is applied, then it ends. A second one kills what is left.
     Exit code: 0 stopped, 1 a role had to be killed, 3 refused to run, 130 Ctrl-C before it was ready.
@@ -54,17 +48,23 @@ def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort =
     if service.write_port and (service.write_host, service.write_port) == (service.read_host, service.read_port):
         raise StartRefused(f"settings: write_port and read_port are both {service.write_port}: give each server a port of its own")
     logs.configure(settings.service, "supervisor")
-    folder = datafolder.open_or_create(settings.service.data, settings.service.partitions)
+    embedded = settings.service.log == "sqlite"
 
     def on_ready(roles: dict[str, dict[str, Any]]) -> None:
         write, read = roles["ingest"]["address"], roles["query"]["address"]
         pids = {name: state["pid"] for name, state in roles.items()}
         if json:
-            output.print_json({"event": "ready", "write": write, "read": read, "data": str(folder.path), "pids": pids})
+            output.print_json({"event": "ready", "write": write, "read": read, "data": where, "pids": pids})
         else:
-            output.print_lines([f"watertower is ready: writes at {write}, reads at {read}, data in {folder.path}"])
+            output.print_lines([f"watertower is ready: writes at {write}, reads at {read}, data in {where}"])
 
-    with folder.lock("serve"):
+    with contextlib.ExitStack() as held:
+        if embedded:
+            folder = datafolder.open_or_create(settings.service.data, settings.service.partitions)
+            held.callback(folder.lock("serve").release)
+            where = str(folder.path)
+        else:
+            where = f"Cassandra keyspace {settings.cassandra.keyspace}"
         supervisor = Supervisor(settings.service, options, SystemClock(), random.Random(), on_ready)  # noqa: S311 - jitter
         code = supervisor.run()
     if supervisor.refusal:  # once more, as the last line: its own is somewhere in the log

@@ -5,13 +5,14 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import grpc
 
-from watertower import bootstrap
+from watertower import bootstrap, config
 from watertower.core.model import Kind
 from watertower.core.positions import Position
 from watertower.debut import DebutFailed
@@ -46,9 +47,11 @@ class Live:
 class Service:
     """`watertower serve` as a child process, on free ports."""
 
-    def __init__(self, data: Path, log: IO[bytes]) -> None:
+    def __init__(self, options: Mapping[str, Any], log: IO[bytes]) -> None:
+        chosen = {**options, "write_port": 0, "read_port": 0}
+        assignments = [argument for name, value in chosen.items() for argument in ("--set", f"{name}={value}")]
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "watertower", "serve", "--data", str(data), "--write-port", "0", "--read-port", "0", "--json"],
+            [sys.executable, "-m", "watertower", "serve", "--json", *assignments],
             stdout=subprocess.PIPE,
             stderr=log,
         )
@@ -160,15 +163,22 @@ class Watcher:
             self._error = error
 
 
-def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: Live, clock: Clock) -> dict[str, Any]:
-    """Runs a debut on a new data folder. Returns what `watertower debut --json` prints. Raises DebutFailed, grpc.RpcError."""
+def run(
+    plan: Plan, speed: float | None, reads_per_s: float, options: Mapping[str, Any], log: Path, live: Live, clock: Clock
+) -> dict[str, Any]:
+    """Runs a debut on a service with these settings, whose log goes to the file `log`; its store must not know the star yet.
+
+    Returns what `watertower debut --json` prints. Raises DebutFailed, grpc.RpcError.
+    """
     live.phase = "starting ingest, projector and query as processes"
     with contextlib.ExitStack() as opened:
-        service = Service(data, opened.enter_context((data.parent / "service.log").open("wb")))
+        service = Service(options, opened.enter_context(log.open("wb")))
         opened.callback(service.stop)
         base_us = clock.now_us() - int((plan.preset.seconds + BACK_S) * 1e6)
         surge = opened.enter_context(contextlib.closing(Surge(service.write, plan, base_us, speed, clock)))
         star = opened.enter_context(contextlib.closing(StarReader(service.read)))
+        if star.count(STAR, common_pb2.METRIC_FOLLOWERS) or star.count(POST, common_pb2.METRIC_LIKES):
+            raise DebutFailed("the store knows the star already: give the debut topics and a keyspace of its own")
         watcher = Watcher(star, surge, live, clock)
         until_visible(star.look, seed_profiles(service.write, PROFILES, base_us), clock)
 
@@ -197,7 +207,7 @@ def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: L
 
     live.phase = "recounting: every press once more, and every edge in the store"
     expected = recount(plan)
-    edges = _recount_edges(data)
+    edges = _recount_edges(options)
     accepted_s = surge.ended_s - surge.started_s
     idle, busy = reads["idle"], reads["surge"]
     return {
@@ -234,19 +244,16 @@ def run(plan: Plan, speed: float | None, reads_per_s: float, data: Path, live: L
     }
 
 
-def _recount_edges(data: Path) -> tuple[int, int]:
+def _recount_edges(options: Mapping[str, Any]) -> tuple[int, int]:
     """Active edges of the star and of its post, straight from the store."""
-    scanner = bootstrap.open_scanner(data)
-    try:
-        followers = likes = 0
+    followers = likes = 0
+    with bootstrap.opened_scanner(config.load(options)) as scanner:
         for (_, kind, subject, _), edge in scanner.edges():
             if edge.active and subject == STAR and kind == Kind.FOLLOW:
                 followers += 1
             elif edge.active and subject == POST and kind == Kind.LIKE:
                 likes += 1
-        return followers, likes
-    finally:
-        scanner.close()
+    return followers, likes
 
 
 def _resident_mb(pid: int) -> float | None:

@@ -15,7 +15,6 @@ from watertower.errors import BackendUnavailable
 from watertower.ingest.batcher import Batcher, Call
 from watertower.ports import Clock, LogWriter
 
-
 ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.1
 """How long before a call's deadline it is told that the log has not answered: this share of the time it came with, so many seconds at
 most. It then hears UNAVAILABLE and when to come back, instead of nothing."""

@@ -6,8 +6,8 @@ under load records grow by themselves to what one round trip of the log can carr
     add(parts)  ->  next_record(partition)  ->  appended(partition, offset) or failed(partition, error)  ->  take_ended()
 
 A call ends when all its parts are in the log, when the record of any of them failed, when its deadline passes before its last part
-went into a record, when it is given up (a little before its deadline), or when it is dropped (its caller is gone). What still waited of it is then forgotten; what was in flight stays
-in flight.
+went into a record, when it is given up (a little before its deadline), or when it is dropped (its caller is gone). What still waited
+of it is then forgotten; what was in flight stays in flight.
 """
 
 from collections import OrderedDict

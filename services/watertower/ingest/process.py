@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
+from contextlib import ExitStack
 
 from watertower.config import IngestSettings, ServiceSettings
-from watertower.datafolder import Lock
 from watertower.ingest.service import SERVICE, IngestService
-from watertower.ports import LogWriter
 from watertower.role import Role
 from watertower.rpc import RpcServer
 
@@ -14,16 +13,14 @@ from watertower.rpc import RpcServer
 class IngestProcess:
     """Serves EngagementWriter until its role is told to stop."""
 
-    def __init__(self, service: IngestService, log: LogWriter, settings: ServiceSettings, limits: IngestSettings, lock: Lock) -> None:
-        self._service, self._log, self._settings, self._limits, self._lock = service, log, settings, limits, lock
+    def __init__(self, service: IngestService, settings: ServiceSettings, limits: IngestSettings, held: ExitStack) -> None:
+        """`held` is what the process has opened; it is closed at the end."""
+        self._service, self._settings, self._limits, self._held = service, settings, limits, held
 
     def run(self, role: Role) -> int:
         """Returns the exit code. Raises StartRefused when the address is taken."""
-        try:
+        with self._held:
             asyncio.run(self._serve(role))
-        finally:
-            self._log.close()
-            self._lock.release()
         return 0
 
     async def _serve(self, role: Role) -> None:

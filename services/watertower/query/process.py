@@ -1,12 +1,12 @@
 """Query as a process: the gRPC server around the service and its feed tail."""
 
 import asyncio
+from contextlib import ExitStack
 
 import structlog
 
 from watertower.config import QuerySettings, ServiceSettings
 from watertower.errors import BackendRefused
-from watertower.ports import StoreReader
 from watertower.query.service import SERVICE, QueryService
 from watertower.role import Role
 from watertower.rpc import RpcServer
@@ -18,8 +18,9 @@ EXIT_FAILED = 1
 class QueryProcess:
     """Serves EngagementReader until its role is told to stop."""
 
-    def __init__(self, service: QueryService, reader: StoreReader, settings: ServiceSettings, limits: QuerySettings) -> None:
-        self._service, self._reader, self._settings, self._limits = service, reader, settings, limits
+    def __init__(self, service: QueryService, settings: ServiceSettings, limits: QuerySettings, held: ExitStack) -> None:
+        """`held` is what the process has opened; it is closed at the end."""
+        self._service, self._settings, self._limits, self._held = service, settings, limits, held
 
     def run(self, role: Role) -> int:
         """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
@@ -30,7 +31,7 @@ class QueryProcess:
             structlog.get_logger("watertower.query").error("reader_refused", reason=str(error))
             return EXIT_FAILED
         finally:
-            self._reader.close()
+            self._held.close()
         return 0
 
     async def _serve(self, role: Role) -> None:

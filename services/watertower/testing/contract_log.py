@@ -1,11 +1,11 @@
 """What ports.LogWriter and ports.LogReader promise, as tests. A back end subclasses LogContract and says how it is opened."""
 
 import threading
-import time
 from collections.abc import Mapping
 from typing import Protocol
 
 from watertower.ports import LogIdentity, LogReader, LogRecord, LogWriter
+from watertower.testing.service import wait_until
 
 WAIT_S = 60.0
 """Seconds that a future may take before a test gives up on it."""
@@ -54,11 +54,7 @@ def read_all(log: LogReader, after: Mapping[int, int], records_max: int = LARGE,
 
 def at_hand(log: LogReader, after: Mapping[int, int], records_max: int = LARGE, bytes_max: int = LARGE) -> list[LogRecord]:
     """One read that finds something: what is on its way may take a moment."""
-    deadline = time.monotonic() + WAIT_S
-    while not (found := log.read(after, records_max, bytes_max)):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing after {after}")
-        time.sleep(0.002)
+    found: list[LogRecord] = wait_until(lambda: log.read(after, records_max, bytes_max), f"a record after {after}", WAIT_S)
     return found
 
 
@@ -140,10 +136,8 @@ class LogContract:
     def test_a_lone_reader_owns_all_partitions(self, log: LogHarness) -> None:
         """At once, or, where readers find each other first, after a while."""
         reader = log.reader()
-        deadline = time.monotonic() + WAIT_S
-        while reader.owned() != set(range(log.identity.partitions)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        everything = set(range(log.identity.partitions))
+        wait_until(lambda: reader.owned() == everything, "it owns all partitions", WAIT_S)
 
     def test_a_read_keeps_to_its_limits(self, log: LogHarness) -> None:
         """No more records and bytes than asked for; several such reads leave nothing out."""

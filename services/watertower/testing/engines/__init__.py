@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-from watertower.testing.engines import addresses, jvm_cassandra, jvm_kafka
+from watertower.testing.engines import addresses, containers, jvm_cassandra, jvm_kafka
 from watertower.testing.engines.engine import (
     CassandraEngine,
     Engine,
@@ -53,10 +53,12 @@ _Ways = dict[Provider, tuple[Callable[[Request], str], Callable[[Request], Abstr
 
 _KAFKA: _Ways[KafkaEngine] = {
     "addresses": (addresses.why_not, addresses.kafka),
+    "containers": (containers.why_not, containers.kafka),
     "jvm": (jvm_kafka.why_not, jvm_kafka.kafka),
 }
 _CASSANDRA: _Ways[CassandraEngine] = {
     "addresses": (addresses.why_not, addresses.cassandra),
+    "containers": (containers.why_not, containers.cassandra),
     "jvm": (jvm_cassandra.why_not, jvm_cassandra.cassandra),
 }
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from watertower.clock import SystemClock
 from watertower.testing.engines import cache as files
 from watertower.testing.engines.engine import EngineFailed, Node
+from watertower.testing.engines.warden import Warden
 from watertower.testing.service import free_port
 
 JAVA_MIN = 17
-START_S = 180.0
+START_S = 240.0
 """Seconds that a node may take to be ready on a busy machine."""
 
 STOP_S = 60.0
@@ -27,26 +28,32 @@ LOG_LINES_SHOWN = 40
 _POLL_S = 0.1
 _PORT_TRIES = 100
 
-_WARDEN = 'read -r _ || { kill -9 "$0"; sleep 1; rm -rf "$1"; rmdir "$(dirname "$1")"; }'
-"""Waits for a word of the process that started the node. When that process ends without a word, however it ended, so does the node, and its
-data go. (The kernel's own way, a parent-death signal, would fire when the *thread* that started the node ends.)"""
+# "$0" is the process, "$1" its folder, which its command line names: a pid may be somebody else's by now. The folder goes when nothing
+# writes there any more.
+_END = """
+mine() { grep -qsaF -- "$1" "/proc/$0/cmdline"; }
+if mine "$@"; then kill -9 "$0"; fi
+while mine "$@"; do sleep 0.1; done
+rm -rf "$1"; rmdir "$(dirname "$1")"
+"""
 
 _clock = SystemClock()
 
 
 class JvmNode(Node):
-    """A node that runs `command` in `folder`, and says in its log that it is ready."""
+    """A node that runs `java` with `arguments` in `folder`, and says in its log that it is ready. `jars` names what it runs."""
 
-    def __init__(self, name: str, address: str, folder: Path, command: Sequence[str], ready_line: str) -> None:
+    def __init__(self, name: str, address: str, folder: Path, jars: str, arguments: Sequence[str], ready_line: str) -> None:
         super().__init__(address)
         self.name = name
         self.folder = folder
         self.paused = False
-        self._command = list(command)
+        self.jars = jars
+        self._arguments = list(arguments)
         self._ready_line = ready_line
         self._process: subprocess.Popen[bytes] | None = None
-        self._warden: subprocess.Popen[bytes] | None = None
-        self._starts = 0
+        self._warden: Warden | None = None
+        self.starts = 0
 
     # --- life
 
@@ -59,24 +66,22 @@ class JvmNode(Node):
         """Of the process that runs. Raises EngineFailed when none does."""
         return self._running().pid
 
-    def launch(self) -> None:
-        """Starts the process and does not wait: the nodes of an engine start together."""
+    def launch(self, trained: Path | None = None) -> None:
+        """Starts the process and does not wait: the nodes of an engine start together.
+
+        With `trained`, a clean stop leaves an archive of the loaded classes there.
+        """
         if self.running:
             raise EngineFailed(f"{self.name} runs already")
-        self._starts += 1
+        self.starts += 1
         self.paused = False
-        self.folder.mkdir(parents=True, exist_ok=True)
+        classes = sharing(self.jars) if trained is None else [f"-XX:ArchiveClassesAtExit={trained}"]
+        command = ["java", *classes, *self._arguments]
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self._warden = subprocess.Popen(
-            ["/bin/sh", "-c", _WARDEN, str(self._process.pid), str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._warden = Warden(_END, str(self._process.pid), str(self.folder))
 
     def wait_ready(self) -> None:
         """Waits until the log says so. Raises EngineFailed when the process ends instead, or after START_S."""
@@ -122,12 +127,8 @@ class JvmNode(Node):
         return self._process
 
     def _ended(self, process: subprocess.Popen[bytes]) -> None:
-        # Before the wait, after which the pid may be somebody else's.
-        if self._warden is not None and self._warden.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._warden.stdin.write(b"\n")
-                self._warden.stdin.close()
-            self._warden.wait()
+        if self._warden is not None:  # before the wait, after which the pid may be somebody else's
+            self._warden.dismiss()
             self._warden = None
         process.wait()
 
@@ -136,7 +137,7 @@ class JvmNode(Node):
     @property
     def log_file(self) -> Path:
         """What the process has said since its last start."""
-        return self.folder / f"{self._starts}.log"
+        return self.folder / f"{self.starts}.log"
 
     def said(self) -> str:
         """The log since the last start."""
@@ -169,16 +170,38 @@ def wait_for_any(nodes: Sequence[JvmNode], part: str) -> None:
 
 @contextmanager
 def launched(nodes: Sequence[JvmNode]) -> Iterator[None]:
-    """All nodes, started together and ready; gone at the end."""
+    """All nodes, started together and ready; gone at the end.
+
+    The first run on a machine leaves an archive of the loaded classes, with which later ones start with half of the work.
+    """
+    first = nodes[0]
+    archive = class_archive(first.jars)
+    trained = archive.with_name(f".{os.getpid()}-{archive.name}")
+    training = not archive.exists()
     try:
         for node in nodes:
-            node.launch()
+            node.launch(trained if training and node is first else None)
         for node in nodes:
             node.wait_ready()
         yield
+        if training and first.starts == 1 and first.running:
+            with suppress(EngineFailed):  # no archive, then
+                first.stop()
+                trained.replace(archive)
     finally:
         for node in nodes:
             node.end()
+        trained.unlink(missing_ok=True)
+
+
+def class_archive(jars: str) -> Path:
+    """Where the archive of the classes of `jars` is, or will be. It is of no use to another Java."""
+    return files.folder() / f"{jars}-java{java_version()}.jsa"
+
+
+def sharing(jars: str) -> list[str]:
+    """Options of a JVM that runs `jars`: it goes by the archive if there is one that fits, and without a word if not."""
+    return [f"-XX:SharedArchiveFile={class_archive(jars)}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
 
 
 @contextmanager
@@ -211,22 +234,22 @@ def _free(host: str, port: int) -> bool:
 
 def why_no_jvm(jars: str) -> str:
     """Empty when this machine can start JVM processes from the jars of that name; else what is missing."""
-    if not _java_version():
+    version = java_version()
+    if not version:
         return "java is not on the PATH (install openjdk-17-jre-headless)"
-    if _java_version() < JAVA_MIN:
-        return f"java is version {_java_version()}, and {JAVA_MIN} or newer is needed (install openjdk-17-jre-headless)"
+    major = version.split(".")[0]
+    if not major.isdigit() or int(major) < JAVA_MIN:
+        return f"java is version {version}, and {JAVA_MIN} or newer is needed (install openjdk-17-jre-headless)"
     if shutil.which("mvn") is None and not files.has_jars(jars):
         return "mvn is not on the PATH to fetch the jars with (install maven)"
     return ""
 
 
 @cache
-def _java_version() -> int:
-    """The major version; 0 when there is no java."""
+def java_version() -> str:
+    """As in 17.0.15; empty when there is no java."""
     java = shutil.which("java")
     if java is None:
-        return 0
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}).stderr
-    _, _, version = said.partition(' version "')
-    digits = version.split(".")[0].split('"')[0].split("-")[0]
-    return int(digits) if digits.isdigit() else 0
+        return ""
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    return said.partition(' version "')[2].partition('"')[0] or "unknown"

@@ -14,9 +14,16 @@ USER, PASSWORD = "cassandra", "cassandra"
 
 _JARS = f"cassandra-{VERSION}"
 _DEPENDENCIES = (("org.apache.cassandra", "cassandra-all", VERSION),)
-_READY = "Startup complete"
+READY = "Startup complete"
 _USER_MADE = "Created default superuser role"
 _RING = 2**64
+
+QUICK_START = {
+    "cassandra.skip_wait_for_gossip_to_settle": 0,
+    "cassandra.ring_delay_ms": 1000,
+    "cassandra.superuser_setup_delay_ms": 0,
+}
+"""Waits for gossip, a ring and a user that a new cluster on one machine does not need: 8, 30 and 10 s."""
 
 # What of Java 17's insides it needs.
 _OPEN = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in ("jdk.internal.ref", "sun.nio.ch", "java.io")] + [
@@ -67,19 +74,24 @@ client_encryption_options:
 """
 
 
+def jars() -> Path:
+    """The folder with Cassandra and all that it needs."""
+    return cache.jars(_JARS, _DEPENDENCIES)
+
+
 class CassandraNode(jvm.JvmNode):
     """A node that is ready when it and its peers see each other, too: what asks for a quorum right after that gets one."""
 
-    def __init__(self, number: int, folder: Path, command: Sequence[str], native_port: int, storage_port: int) -> None:
-        super().__init__(f"cassandra {number}", f"127.0.0.{number}:{native_port}", folder, command, _READY)
+    def __init__(self, number: int, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int) -> None:
+        super().__init__(f"cassandra {number}", f"127.0.0.{number}:{native_port}", folder, _JARS, arguments, READY)
         self.peers: Sequence[CassandraNode] = ()
         self._up = f"/127.0.0.{number}:{storage_port} is now UP"
         self._to_meet: dict[CassandraNode, int] = {}
 
-    def launch(self) -> None:
+    def launch(self, trained: Path | None = None) -> None:
         # From there on a peer's log is about this start.
         self._to_meet = {peer: len(peer.said()) for peer in self.peers if peer.running and not peer.paused}
-        super().launch()
+        super().launch(trained)
 
     def wait_ready(self) -> None:
         super().wait_ready()
@@ -96,7 +108,7 @@ def why_not(request: Request) -> str:
 @contextmanager
 def cassandra(request: Request) -> Iterator[CassandraEngine]:
     """Nodes on free ports; gone, with their data, at the end."""
-    class_path = f"{cache.jars(_JARS, _DEPENDENCIES)}/*"
+    class_path = f"{jars()}/*"
     hosts = [f"127.0.0.{number}" for number in range(1, request.nodes + 1)]
     native_port, storage_port = jvm.shared_port(hosts), jvm.shared_port(hosts)
     seeds = ",".join(f"{host}:{storage_port}" for host in hosts)
@@ -111,8 +123,8 @@ def cassandra(request: Request) -> Iterator[CassandraEngine]:
                 text += _LOGIN.format(keystore=cache.certificates() / "server.p12", password=cache.STORE_PASSWORD)
             (home / "cassandra.yaml").write_text(text)
             (home / "logback.xml").write_text(_LOGGING)
-            command = ["java", *_java_options(home, request), "-cp", class_path, "org.apache.cassandra.service.CassandraDaemon"]
-            nodes.append(CassandraNode(number, home, command, native_port, storage_port))
+            arguments = [*_java_options(home, request), "-cp", class_path, "org.apache.cassandra.service.CassandraDaemon"]
+            nodes.append(CassandraNode(number, home, arguments, native_port, storage_port))
         for node in nodes:
             node.peers = [peer for peer in nodes if peer is not node]
         access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
@@ -128,10 +140,7 @@ def _java_options(home: Path, request: Request) -> list[str]:
         "logback.configurationFile": home / "logback.xml",
         "cassandra.storagedir": home / "data",
         "cassandra-foreground": "yes",
-        # Three waits for a ring and for gossip that a new cluster on one machine does not need: 8, 30 and 10 s.
-        "cassandra.skip_wait_for_gossip_to_settle": 0,
-        "cassandra.ring_delay_ms": 1000,
-        "cassandra.superuser_setup_delay_ms": 0,
+        **QUICK_START,
         # One copy, the default, would lock everybody out with the node that holds it.
         "cassandra.system_auth.default_rf": request.replication_factor,
     }

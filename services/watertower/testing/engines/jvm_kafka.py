@@ -19,7 +19,7 @@ USER, PASSWORD = "app", "app-secret"
 _JARS = f"kafka-{VERSION}"
 _DEPENDENCIES = (("org.apache.kafka", "kafka_2.13", VERSION), ("org.apache.logging.log4j", "log4j-slf4j-impl", LOG4J_VERSION))
 _CLUSTER_ID = "5L6g3nShT-eMCtK--X86sw"
-_READY = "Kafka Server started"
+READY = "Kafka Server started"
 _FORMAT_S = 120
 
 _LOGGING = """\
@@ -31,6 +31,11 @@ appender.c.layout.pattern=[%d] %p %m (%c)%n
 rootLogger.level=info
 rootLogger.appenderRef.c.ref=c
 """
+
+
+def jars() -> Path:
+    """The folder with the broker and all that it needs."""
+    return cache.jars(_JARS, _DEPENDENCIES)
 
 
 def settings(request: Request) -> dict[str, object]:
@@ -66,7 +71,7 @@ def why_not(request: Request) -> str:
 @contextmanager
 def kafka(request: Request) -> Iterator[KafkaEngine]:
     """Brokers on free ports of 127.0.0.1; gone, with their data, at the end."""
-    class_path = f"{cache.jars(_JARS, _DEPENDENCIES)}/*"
+    class_path = f"{jars()}/*"
     ports = [(free_port(), free_port(), free_port()) for _ in range(request.nodes)]
     voters = ",".join(f"{number}@127.0.0.1:{controller}" for number, (_, controller, _) in enumerate(ports, 1))
     nodes = []
@@ -96,8 +101,8 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
                 "-XX:+UseSerialGC",
                 f"-Dlog4j2.configurationFile={home}/log4j2.properties",
             ]
-            command = ["java", *options, "-cp", class_path, "kafka.Kafka", "server.properties"]
-            nodes.append(jvm.JvmNode(f"kafka {number}", f"127.0.0.1:{secure if request.secure else plain}", home, command, _READY))
+            arguments = [*options, "-cp", class_path, "kafka.Kafka", "server.properties"]
+            nodes.append(jvm.JvmNode(f"kafka {number}", f"127.0.0.1:{secure if request.secure else plain}", home, _JARS, arguments, READY))
         _format([node.folder for node in nodes], class_path, request.secure)
         access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
         with jvm.launched(nodes):
@@ -119,7 +124,7 @@ def _login() -> dict[str, object]:
 
 def _format(homes: list[Path], class_path: str, secure: bool) -> None:
     """Prepares the data folders, side by side. The first user must be there before the first login."""
-    quick = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    quick = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *jvm.sharing(_JARS)]
     command = ["java", *quick, "-cp", class_path, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", "server.properties"]
     if secure:
         command += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]

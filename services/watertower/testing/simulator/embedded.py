@@ -11,19 +11,10 @@ from watertower.core.fold import Touched
 from watertower.core.model import Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.errors import BackendUnavailable
 from watertower.ports import FeedMessage
+from watertower.testing.simulator.cluster import Cell, Cluster, Partition, Write
 from watertower.testing.simulator.feed import SimulatedFeed, SimulatedFeedReader
 from watertower.testing.simulator.kernel import wait
-from watertower.testing.simulator.replicas import (
-    Cell,
-    Cluster,
-    Partition,
-    ReplicatedStore,
-    Write,
-    edge_write,
-    list_write,
-    progress_write,
-    shard_write,
-)
+from watertower.testing.simulator.replicas import ReplicatedStore, edge_write, list_write, progress_write, shard_write
 
 
 class EmbeddedStore(ReplicatedStore):

@@ -15,23 +15,16 @@ from watertower.core import buckets
 from watertower.core.model import Metric, Progress
 from watertower.errors import StartRefused
 from watertower.ports import LogIdentity, LogRecord
+from watertower.testing.simulator import cassandra
+from watertower.testing.simulator.cassandra import RowScanner
+from watertower.testing.simulator.clients import ENTITIES, METRIC_NUMBERS, Callers, Readers
+from watertower.testing.simulator.cluster import REPLICAS
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.kernel import Deadlock, blocking
 from watertower.testing.simulator.log import SimulatedLogReader
-from watertower.testing.simulator.processes import (
-    ENTITIES,
-    METRIC_NUMBERS,
-    PROJECTORS,
-    Callers,
-    IngestNode,
-    Node,
-    ProjectorNode,
-    QueryNode,
-    Readers,
-    reached,
-)
+from watertower.testing.simulator.processes import PROJECTORS, IngestNode, Node, ProjectorNode, QueryNode, reached
 from watertower.testing.simulator.reference import METRICS_OF_KIND
-from watertower.testing.simulator.replicas import REPLICAS, ReplicaScanner, progress_write
+from watertower.testing.simulator.replicas import progress_write
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World, events_in
 from watertower.v1 import reader_pb2
 
@@ -105,7 +98,8 @@ def _surroundings() -> Iterator[list[World]]:
     buckets.SHARED_GAINED_MAX, buckets.BUCKET_GAINED_MAX = 2, 3
     failpoints.watcher = lambda name: reached(worlds[0], name)
     try:
-        yield worlds
+        with cassandra.surroundings():
+            yield worlds
     finally:
         failpoints.watcher = None
         buckets.SHARED_GAINED_MAX, buckets.BUCKET_GAINED_MAX = sizes
@@ -230,7 +224,7 @@ async def _ping_pong(world: World, partition: int) -> None:
 
 def _older_progress(world: World) -> list[LogRecord]:
     """The records behind what is applied, from which a replay can begin."""
-    applied = ReplicaScanner(world.cluster, range(REPLICAS)).progress()
+    applied = world.scanner().progress()
     return [
         record
         for partition, progress in applied.items()
@@ -242,7 +236,9 @@ def _older_progress(world: World) -> list[LogRecord]:
 def _put_back_progress(world: World, record: LogRecord) -> None:
     """An operator puts an older row of progress back, whatever its timestamp, and has another projector begin there."""
     rng, partition = world.faults.stream("replay_from_old_offset"), record.partition
-    write = progress_write(partition, Progress(record.offset, record_id(record.payload), record.appended_at), 1)
+    write = (cassandra.progress_write if world.cassandra else progress_write)(
+        partition, Progress(record.offset, record_id(record.payload), record.appended_at), 1
+    )
     for replica in world.cluster.replicas:
         replica.tables[write.partition][write.key] = write.cell
     world.owners.assigned[partition] = rng.choice([name for name in PROJECTORS if name != world.owners.assigned[partition]])
@@ -251,7 +247,7 @@ def _put_back_progress(world: World, record: LogRecord) -> None:
 
 def _truncate(world: World) -> None:
     """The log drops what is applied, as it may: up to the record at progress, which it keeps or (as by age) drops, too."""
-    for partition, progress in ReplicaScanner(world.cluster, range(REPLICAS)).progress().items():
+    for partition, progress in world.scanner().progress().items():
         start = progress.end + world.faults.stream("log_truncated").choice((0, 1))
         world.log.starts[partition] = max(world.log.starts[partition], start)
     world.trace.say("nemesis", f"the log begins at {world.log.starts}")
@@ -270,7 +266,7 @@ def check_now(world: World, queries: list[QueryNode]) -> None:
     """What must hold at every moment, on every replica and in every memory."""
     reference, ends = world.reference, world.log.ends()
     for number in range(REPLICAS):
-        scanner = ReplicaScanner(world.cluster, [number])
+        scanner = world.scanner([number])
         for key, shard in scanner.shards():
             if shard.value < 0:
                 raise Broken("no count is negative", f"{key} {shard} on replica {number}")
@@ -294,10 +290,17 @@ def check_now(world: World, queries: list[QueryNode]) -> None:
 
 
 def _check_alarm(world: World) -> None:
-    """No edge that anybody could read lies ahead of what a quorum would read of its shards."""
-    edges = list(ReplicaScanner(world.cluster, range(REPLICAS)).edges())
+    """No edge that anybody could read lies ahead of what a quorum would read of its shards.
+
+    An own count in Cassandra is in the mutation of its edge: where the edge is on one replica alone, the count is there, too, and whoever
+    reads the one reads the other; so of own counts it is asked that any replica has them. That readers keep to it is what a projector's own
+    alarm shows.
+    """
+    edges = list(world.scanner().edges())
+    everywhere = world.scanner()
+    own = dict(everywhere.own_counts()) if isinstance(everywhere, RowScanner) else {}
     for pair in QUORUMS:
-        shards = dict(ReplicaScanner(world.cluster, pair).shards())
+        shards = {**dict(world.scanner(pair).shards()), **own}
         for (actor, kind, subject, ref), edge in edges:
             partition = world.reference.partition_of[actor, kind, subject, ref]
             for entity, metric in zip((subject, actor), METRICS_OF_KIND[kind], strict=True):
@@ -309,7 +312,7 @@ def _check_alarm(world: World) -> None:
 async def _drained(world: World) -> None:
     deadline_s = world.loop.now_s + DRAINED_S
     while True:
-        progress = ReplicaScanner(world.cluster, range(REPLICAS)).progress()
+        progress = world.scanner().progress()
         if all(end < 0 or (p in progress and progress[p].end == end) for p, end in world.ends().items()):
             return
         if world.loop.now_s > deadline_s:
@@ -325,7 +328,7 @@ def _check_rows(world: World) -> None:
     lists = sorted((s, k, at, a, r) for (a, k, s, r), at in active.items())
     counts = {key: history.at(ends[key[2]]) for key, history in world.reference.counts.items()}
     for pair in QUORUMS:
-        scanner = ReplicaScanner(world.cluster, pair)
+        scanner = world.scanner(pair)
         found = {name: (edge.occurred_at, not edge.active) for name, edge in scanner.edges()}
         _compare("edges equal the log", found, edges)
         _compare("counts equal the log", {key: shard.value for key, shard in scanner.shards()}, counts)
@@ -377,7 +380,7 @@ async def _check_served(world: World, node: QueryNode, entity: str) -> None:
 
 async def _check_refusals(world: World) -> None:
     """What an operator must not do to a log: each is refused at the next start."""
-    applied = ReplicaScanner(world.cluster, range(REPLICAS)).progress()
+    applied = world.scanner().progress()
     full = [partition for partition, progress in applied.items() if progress.end >= 0 and partition not in world.undecodable]
     kinds = ["log_starts_past_progress", "log_tail_rewound", "log_tail_lost", "log_recreated", "log_repartitioned"]
     rng = world.rng("operator")

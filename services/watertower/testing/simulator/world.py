@@ -5,23 +5,29 @@ An invariant that breaks ends the run; `Broken` names it.
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from watertower.codec import UndecodableRecord, decode_batch
 from watertower.core.positions import Position
 from watertower.ports import CountsFeed, FeedReader, LogIdentity, LogRecord, Store, StoreIdentity, StoreReader
 from watertower.projector.projector import Projector
+from watertower.testing.simulator import cassandra
+from watertower.testing.simulator.cassandra import RowScanner
+from watertower.testing.simulator.cluster import REPLICAS, Cluster
 from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.feed import SimulatedFeed, SimulatedFeedReader, SimulatedFeedWriter
 from watertower.testing.simulator.kernel import Trace, VirtualClock, VirtualTimeLoop
 from watertower.testing.simulator.log import SimulatedLog
 from watertower.testing.simulator.reference import Reference
-from watertower.testing.simulator.replicas import Cluster, ReplicatedStore
+from watertower.testing.simulator.replicas import ReplicaScanner, ReplicatedStore
 
 EMBEDDED_SHARE = 0.25
 """Of the runs: with one owner and the embedded store, instead of three projectors and a replicated one."""
+
+CASSANDRA_SHARE = 0.5
+"""Of the other runs: with the back end for Cassandra, instead of a store in which every row is a cell of its own."""
 
 CLOCK_OFF_US_MAX = 2_000_000
 """How far a process's wall clock may be off."""
@@ -42,7 +48,8 @@ class Parts(NamedTuple):
     """What a run is made of. Tests put parts with planted bugs here."""
 
     projector: type[Projector] = Projector
-    store: Callable[[Cluster], Store] = ReplicatedStore
+    store: Callable[[Cluster], Store] | None = None  # None: ReplicatedStore, or the back end for Cassandra, by seed
+    cassandra: bool | None = None  # whether it is the latter; None: by seed, unless there is a store
     embedded_store: Callable[[Cluster, SimulatedFeed], EmbeddedStore] = EmbeddedStore
     prepare: Callable[["World"], object] = lambda world: None
 
@@ -81,6 +88,8 @@ class World:
         rng = self.rng("world")
         self.partitions = rng.choice((1, 2, 2, 3))
         self.embedded = rng.random() < EMBEDDED_SHARE
+        drawn = rng.random() < CASSANDRA_SHARE and parts.store is None
+        self.cassandra = not self.embedded and (drawn if parts.cassandra is None else parts.cassandra)
         identity = LogIdentity(f"log-{seed}", self.partitions)
         self.log = SimulatedLog(self.loop, faults, self.rng("log"), identity, self._landed)
         self.cluster = Cluster(self.loop, faults, self.rng("store"), StoreIdentity(identity, 1))
@@ -106,7 +115,13 @@ class World:
 
     def store(self) -> Store:
         """For a projector that starts."""
-        return self.parts.embedded_store(self.cluster, self.feed) if self.embedded else self.parts.store(self.cluster)
+        if self.embedded:
+            return self.parts.embedded_store(self.cluster, self.feed)
+        return (self.parts.store or (cassandra.store if self.cassandra else ReplicatedStore))(self.cluster)
+
+    def scanner(self, replicas: Collection[int] = range(REPLICAS)) -> RowScanner | ReplicaScanner:
+        """What these replicas hold together."""
+        return (RowScanner if self.cassandra else ReplicaScanner)(self.cluster, replicas)
 
     def feed_writer(self, store: Store) -> CountsFeed:
         """For a projector with that store."""
@@ -117,7 +132,8 @@ class World:
         if self.embedded:
             secondary = SecondaryReader(self.cluster, self.feed)
             return secondary, secondary
-        return ReplicatedStore(self.cluster), SimulatedFeedReader(self.feed)
+        store = cassandra.reader(self.cluster) if self.cassandra else ReplicatedStore(self.cluster)
+        return store, SimulatedFeedReader(self.feed)
 
     def rng(self, name: str) -> random.Random:
         """A stream of its own for each user, so that one user's draws do not move another's."""

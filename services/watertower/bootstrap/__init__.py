@@ -1,0 +1,82 @@
+"""The only place that picks back ends and wires processes. Everything else is handed what it needs.
+
+Which back ends there are for a role say `embedded.py` and `cluster.py`, each alone: a service on one data folder never loads the
+drivers of the other.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+
+from watertower.clock import SystemClock
+from watertower.config import Settings
+from watertower.errors import StartRefused
+from watertower.health import HealthServer
+from watertower.ingest.process import IngestProcess
+from watertower.ingest.service import IngestService
+from watertower.ports import StoreScanner
+from watertower.projector.process import ProjectorProcess
+from watertower.projector.projector import Projector
+from watertower.query.process import QueryProcess
+from watertower.query.service import QueryService
+
+
+def ingest(settings: Settings) -> IngestProcess:
+    """The ingest role on the configured log. Raises StartRefused; BackendUnavailable where trying again may help."""
+    with ExitStack() as opened:  # undone where a later part is not to be had yet: the caller tries again
+        log, generation = _back_ends(settings).log_writer(settings, opened)
+        held = opened.pop_all()
+    return IngestProcess(IngestService(log, settings.ingest, SystemClock(), generation), settings.service, settings.ingest, held)
+
+
+def projector(settings: Settings) -> ProjectorProcess:
+    """The projector role on the configured log, store and feed. Raises StartRefused; BackendUnavailable where trying again may help."""
+    with ExitStack() as opened:
+        health = None
+        if settings.projector.health_port >= 0:
+            health = HealthServer(settings.projector.health_host, settings.projector.health_port)
+            opened.callback(health.stop)
+        log, store, feed = _back_ends(settings).projector_side(settings, opened)
+        held = opened.pop_all()
+    loop = Projector(log, store, feed, settings.projector, SystemClock(), random.Random())  # noqa: S311 - jitter, not secrets
+    return ProjectorProcess(loop, settings.service, SystemClock(), held, health)
+
+
+def query(settings: Settings) -> QueryProcess:
+    """The query role on the configured store and feed. Raises StartRefused; BackendUnavailable where trying again may help."""
+    with ExitStack() as opened:
+        store, feed = _back_ends(settings).query_side(settings, opened)
+        held = opened.pop_all()
+    service = QueryService(
+        store,
+        feed,
+        settings.query,
+        SystemClock(),
+        random.Random(),  # noqa: S311 - jitter, not secrets
+        partitions=store.identity.log.partitions,
+    )
+    return QueryProcess(service, settings.service, settings.query, held)
+
+
+@contextmanager
+def opened_scanner(settings: Settings) -> Iterator[StoreScanner]:
+    """All rows of the configured store, beside a service that runs or does not. Raises StartRefused; BackendUnavailable while the store
+    is not there yet."""
+    with ExitStack() as opened:
+        yield _back_ends(settings).scanner(settings, opened)
+
+
+def _back_ends(settings: Settings) -> ModuleType:
+    chosen = (settings.service.log, settings.service.store)
+    if chosen == ("sqlite", "rocksdb"):
+        from watertower.bootstrap import embedded
+
+        return embedded
+    if chosen == ("kafka", "cassandra"):
+        from watertower.bootstrap import cluster
+
+        return cluster
+    raise StartRefused(
+        f"settings: log {chosen[0]} and store {chosen[1]} do not go together: choose sqlite with rocksdb, or kafka with cassandra"
+    )
