@@ -84,7 +84,7 @@ class LogReader(Protocol):
         """Records of the given partitions with an offset greater than `after[partition]`, each partition's in order of offset and
         without leaving any out. At most `records_max` records and `bytes_max` bytes in all, but at least one record if any is at
         hand; no partition can starve another for good. Empty when nothing new is at hand: a log in other machines may have some on
-        its way, `ends` tells. Only durable records are seen. Does not wait.
+        its way, `ends` tells. Only durable records are seen. Waits some milliseconds at most.
         """
         ...
 

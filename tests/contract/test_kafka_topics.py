@@ -170,9 +170,9 @@ def test_a_wrong_password_or_certificate_is_told_apart() -> None:
         assert writer.append(0, b"x", 1).result(60) == 0
         writer.close()
         for changes, message in (
-            ({"sasl_password": "wrong-word"}, "does not accept user 'app' with this password.*kafka_sasl_password"),
+            ({"sasl_password": "wrong-word"}, "does not accept user 'app' with this password.*kafka_password_file"),
             ({"sasl_username": "nobody"}, "does not accept user 'nobody'"),
-            ({"ssl_ca_file": ""}, "certificate that is not trusted.*kafka_ssl_ca_file"),
+            ({"ssl_ca_file": ""}, "certificate that is not trusted.*kafka_ca_file"),
             ({"ssl_ca_file": "/nowhere.pem"}, "'/nowhere.pem' cannot be read"),
         ):
             refusal = refused(replace(right, **({"connect_timeout_ms": 4_000} | changes)))  # type: ignore[arg-type]

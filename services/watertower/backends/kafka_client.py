@@ -253,25 +253,25 @@ def _reason(settings: KafkaSettings, heard: list[BaseException]) -> StartRefused
         if isinstance(error, errors.SaslAuthenticationFailedError):
             return StartRefused(
                 f"{where} does not accept user {settings.sasl_username!r} with this password by {settings.sasl_mechanism}: "
-                "see kafka_sasl_username, kafka_sasl_password and kafka_sasl_mechanism"
+                "see kafka_user, kafka_password_file and kafka_sasl_mechanism"
             )
         if isinstance(error, (errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError)):
             return StartRefused(f"{where} does not offer {settings.sasl_mechanism}: see kafka_sasl_mechanism")
         if isinstance(error, ssl.SSLCertVerificationError):
-            return StartRefused(f"{where} shows a certificate that is not trusted ({error.verify_message}): see kafka_ssl_ca_file")
+            return StartRefused(f"{where} shows a certificate that is not trusted ({error.verify_message}): see kafka_ca_file")
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
             return StartRefused(f"{where} does not speak TLS: see kafka_security_protocol ({settings.security_protocol})")
         if isinstance(error, FileNotFoundError) and settings.ssl_ca_file:
-            return StartRefused(f"kafka_ssl_ca_file {settings.ssl_ca_file!r} cannot be read: {error.strerror}")
+            return StartRefused(f"kafka_ca_file {settings.ssl_ca_file!r} cannot be read: {error.strerror}")
         if isinstance(error, ssl.SSLError) and error.reason in ("NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE"):
-            return StartRefused(f"kafka_ssl_ca_file {settings.ssl_ca_file!r} holds no certificate in PEM form")
+            return StartRefused(f"kafka_ca_file {settings.ssl_ca_file!r} holds no certificate in PEM form")
         if isinstance(error, (errors.KafkaConfigurationError, ValueError)):
             return StartRefused(f"Kafka's client refuses the settings: {error}")
     last = next((error for error in reversed(heard) if not isinstance(error, errors.KafkaTimeoutError)), heard[-1])
     hint = ""
     if settings.security_protocol.startswith("SASL") and any("disconnected" in str(error) for error in heard):
         # The driver mostly loses an answer that comes with the end of its connection, and that is how a login is refused.
-        hint = " (perhaps it refuses the login: see kafka_sasl_mechanism, kafka_sasl_username and kafka_sasl_password)"
+        hint = " (perhaps it refuses the login: see kafka_sasl_mechanism, kafka_user and kafka_password_file)"
     return BackendUnavailable(f"{where} cannot be reached within {settings.connect_timeout_ms} ms: {last}{hint}")
 
 

@@ -25,6 +25,10 @@ from watertower.ports import Clock, LogRecord
 FETCH_WAIT_MS_MAX = 50
 """ms that a broker keeps a fetch that finds nothing. A partition that is asked for anew waits so long for its turn."""
 
+LOOK_MS = 20
+"""ms that one look at the driver waits for a record where none is at hand: an idle reader looks less often, and a record still comes at
+once. (Without it, 141 looks a second took 17 % of a core.)"""
+
 POLL_RECORDS_MAX = 100
 """Records that are taken from the driver before the bytes at hand are looked at again."""
 
@@ -130,8 +134,8 @@ class Prefetch:
             self._seek(partition, wanted)
 
     def _fill(self) -> None:
-        """Takes from the driver what has arrived, as far as there is room."""
-        while self._bytes < self._bytes_max and (found := self._client.poll(0)):
+        """Takes from the driver what has arrived, as far as there is room; waits a little where nothing is at hand."""
+        while self._bytes < self._bytes_max and (found := self._client.poll(0 if self._bytes else LOOK_MS)):
             for place, records in found.items():
                 self._queue(place.partition, records)
 
