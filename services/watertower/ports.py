@@ -84,7 +84,7 @@ class LogReader(Protocol):
         """Records of the given partitions with an offset greater than `after[partition]`, each partition's in order of offset and
         without leaving any out. At most `records_max` records and `bytes_max` bytes in all, but at least one record if any is at
         hand; no partition can starve another for good. Empty when nothing new is at hand: a log in other machines may have some on
-        its way, `ends` tells. Only durable records are seen. Does not wait.
+        its way, `ends` tells. Only durable records are seen. Waits some milliseconds at most.
         """
         ...
 
@@ -284,6 +284,7 @@ class FeedReader(Protocol):
     def poll(self) -> list[FeedMessage]:
         """The messages since the last poll, each partition's in order; one may come a little later than its publish. The first poll
         starts at the feed's end. Messages may be missing (they are kept for a bounded time): the ranges show the gap. Never ahead of
-        the rows: whatever a StoreReader of the same process reads after this returned, it sees at least what the messages say. Does
-        not wait."""
+        the rows: whatever a StoreReader of the same process reads after this returned, it sees at least what the messages say. A
+        message may come in parts, of which only the last one has its range and its `as_of`; the others, with 0 for `as_of` and nothing
+        between `after` and `end`, claim nothing. Does not wait."""
         ...

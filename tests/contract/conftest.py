@@ -1,18 +1,13 @@
 """A real Cassandra node for the tests that need one."""
 
-import os
-
 import pytest
 
-from tests.needs import skip_or_fail
+from tests.contract.cassandra_harness import settings_of
 from watertower.backends.cassandra import CassandraSettings
+from watertower.testing.engines import CassandraEngine
 
 
 @pytest.fixture(scope="session")
-def cassandra_settings() -> CassandraSettings:
+def cassandra_settings(cassandra_engine: CassandraEngine) -> CassandraSettings:
     """How to reach the node."""
-    address = os.environ.get("WATERTOWER_TEST_CASSANDRA", "")
-    if not address:
-        skip_or_fail("WATERTOWER_TEST_CASSANDRA=host:port names no Cassandra node")
-    host, _, port = address.partition(":")
-    return CassandraSettings(contact_points=(host,), port=int(port))
+    return settings_of(cassandra_engine)

@@ -1,14 +1,22 @@
 """How the tests open the log and the counts feed on a Kafka broker: each test has topics of its own."""
 
+import gc
+import json
 import random
+import subprocess
+import sys
+import threading
+import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO, cast
 
+import pytest
 from kafka import TopicPartition
 
-from tests.contract.store_harnesses import FEED_MESSAGES_MAX, IDENTITY
+from tests.contract.store_harnesses import FEED_MESSAGES_MAX, IDENTITY, ROOT
 from watertower.backends.kafka_client import KafkaSettings, admin
 from watertower.backends.kafka_feed import KafkaFeed, KafkaFeedReader
 from watertower.backends.kafka_reader import KafkaLogReader
@@ -17,12 +25,17 @@ from watertower.backends.kafka_writer import KafkaLogWriter
 from watertower.backends.memory import MemoryRows, MemoryStore
 from watertower.clock import SystemClock
 from watertower.ports import FeedMessage, StoreScanner
+from watertower.testing.contract_log import WAIT_S
 from watertower.testing.contract_store import PARTITIONS as STORE_PARTITIONS
 from watertower.testing.contract_store import Owner, Reading
 from watertower.testing.engines import KafkaEngine, unique_name
 
 PARTITIONS = 8
 CLOCK = SystemClock()
+
+IGNORE_SOCKETS = pytest.mark.filterwarnings("ignore:unclosed <s(ocket|sl):ResourceWarning")
+"""The driver leaves the sockets of attempts to connect that failed to the garbage collector. A harness calls it when it closes, so that
+they are gone before tests of others."""
 
 
 def new_settings(engine: KafkaEngine, **changes: Any) -> KafkaSettings:
@@ -77,6 +90,7 @@ class KafkaLogHarness:
             self._reader.close()
         if self._writer is not None:
             self._writer.close()
+        collect_sockets()
 
 
 class KafkaFeedHarness:
@@ -121,6 +135,7 @@ class KafkaFeedHarness:
         self._admin.close()
         for one in self._opened:
             one.close()
+        collect_sockets()
 
 
 class TrimmedFeed(KafkaFeed):
@@ -134,3 +149,43 @@ class TrimmedFeed(KafkaFeed):
         kept = list(messages)
         super().publish(kept)
         self._harness.trim(kept)
+
+
+def collect_sockets() -> None:
+    """See IGNORE_SOCKETS."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+class owner_process:  # noqa: N801 - reads as a function
+    """A reader in a process of its own; killed on leaving."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self.owned: frozenset[int] = frozenset()
+
+    def __enter__(self) -> "owner_process":
+        settings = self._settings
+        arguments = [settings.bootstrap_servers, settings.prefix, str(settings.group_session_timeout_ms)]
+        command = [sys.executable, "-m", "tests.contract.kafka_owner", *arguments]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        threading.Thread(target=self._follow, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _follow(self) -> None:
+        with cast(TextIO, self.process.stdout) as lines:
+            for line in lines:
+                self.owned = frozenset(json.loads(line))
+
+
+def until(condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
+    """Waits for something that others do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
 from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches
+from watertower.testing.engines import unique_name
 
 NOT_RUN = {
     "make setup": "makes the environment in which the tests run",
     "make test": "would run itself",
     "make check": "would run itself",
+    "make up": "tests/engines/test_compose.py runs it",
+    "make down": "tests/engines/test_compose.py runs it",
     "make bench": "takes minutes; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
@@ -24,11 +28,16 @@ NOT_RUN = {
 }
 """Commands that pages may show without their being run here, and why."""
 
-REDUCED = {"make debut": "watertower debut --followers 20000 --seed 7"}
+REDUCED = {
+    "make debut": "watertower debut --followers 20000 --seed 7",
+    "make debut-cluster": f"cd {ROOT} && python -m benchmarks.cluster debut --followers 10000 --seed 7",
+}
 """Commands that are run here in a smaller form."""
 
 READY_S, COMMAND_S = 60.0, 240.0
 DEFAULTS = {"write": "127.0.0.1:50051", "read": "127.0.0.1:50052"}
+ENGINES = {"kafka": "127.0.0.1:29192", "cassandra": "127.0.0.1:29042"}
+"""Where pages look for the engines; what stands in their place here are those of the run."""
 
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -37,13 +46,16 @@ class Terminals:
     """A folder in which a page's blocks are run in order: commands in one terminal, `watertower serve` in another.
 
     A page is followed as it stands but for the ports: the service takes free ones (settings from the environment), the commands know them
-    from the environment, and in programs the two default addresses are replaced.
+    from the environment, and in programs the two default addresses are replaced. What a block exports as WATERTOWER_ stays, in both
+    terminals.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engines: Mapping[str, str] | None = None) -> None:
+        """`engines`: where those of ENGINES are."""
         self._folder = folder
         self._service: subprocess.Popen[bytes] | None = None
         self.targets = dict(DEFAULTS)
+        self._engines = engines or {}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WATERTOWER_")}
         self._environment = {
             **inherited,
@@ -52,6 +64,9 @@ class Terminals:
             "WATERTOWER_READ_PORT": "0",
             "NO_COLOR": "1",
         }
+        if engines:  # shared with other tests
+            name = unique_name("page")
+            self._environment |= {"WATERTOWER_KAFKA_PREFIX": name, "WATERTOWER_CASSANDRA_KEYSPACE": name}
 
     def run(self, block: Block) -> None:
         """Runs a block and compares what it prints, if the page shows that."""
@@ -101,8 +116,12 @@ class Terminals:
 
     def _bash(self, command: str, expected_code: int | None) -> str:
         """Runs commands to their end; both outputs, as a terminal shows them."""
+        for name, address in self._engines.items():
+            command = command.replace(ENGINES[name], address)
+        kept = self._folder / ".exported"
+        keeping = f"{command}\nenv --null > {kept}" if expected_code == 0 else command
         done = subprocess.run(
-            ["bash", "-eu", "-o", "pipefail", "-c", command] if expected_code == 0 else ["bash", "-c", command],
+            ["bash", "-eu", "-o", "pipefail", "-c", keeping] if expected_code == 0 else ["bash", "-c", command],
             cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -113,6 +132,9 @@ class Terminals:
             check=False,
         )
         assert expected_code is None or done.returncode == expected_code, f"{command}\n{done.stdout}"
+        if expected_code == 0:
+            exported = dict(line.split("=", 1) for line in kept.read_text("utf-8").split("\0") if line.startswith("WATERTOWER_"))
+            self._environment |= exported
         return done.stdout
 
     def _addressed(self, text: str) -> str:
@@ -122,9 +144,13 @@ class Terminals:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_every_command_and_program_runs(page: Path, tmp_path: Path) -> None:
-    """In order, in one new folder a page, against a real service where the page starts one."""
-    terminals = Terminals(tmp_path)
+def test_every_command_and_program_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """In order, in one new folder a page, against a real service where the page starts one, and real engines where it uses some."""
+    engines = {}
+    if any(address in page.read_text("utf-8") for address in ENGINES.values()):
+        engines["kafka"] = request.getfixturevalue("kafka_engine").bootstrap_servers
+        engines["cassandra"] = request.getfixturevalue("cassandra_engine").contact_points
+    terminals = Terminals(tmp_path, engines)
     try:
         for block in blocks(page):
             if block.language in (*COMMANDS, CTRL_C) and (not block.not_run or block.text.strip() in REDUCED):

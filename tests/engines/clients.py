@@ -77,6 +77,8 @@ def cassandra_session(engine: CassandraEngine, password: str | None = None) -> I
         request_timeout=ANSWER_S,
     )
     points = [(host, int(port)) for host, port in (point.split(":") for point in engine.contact_points.split(","))]
+    # The driver's own limits, 2 and 5 s, are short for a machine that starts JVMs beside it.
+    access |= {"control_connection_timeout": ANSWER_S, "connect_timeout": ANSWER_S}
     cluster = Cluster(points, protocol_version=5, execution_profiles={EXEC_PROFILE_DEFAULT: profile}, **access)
     try:
         yield cluster.connect()

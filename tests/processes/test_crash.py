@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.support import (
-    CLOCK,
-    QUICK,
-    Readers,
-    World,
-    Writers,
-    assert_audit_is_clean,
-    assert_store_equals,
-    read_counts,
-    reading,
-    wait_visible,
-)
+from tests.calls import CLOCK, wait_visible
+from tests.commands import assert_audit_is_clean
+from tests.expected import assert_reader_equals, assert_store_equals
+from tests.processes.support import QUICK
+from tests.traffic import Readers, World, Writers
 from watertower.failpoints import POINTS
 from watertower.testing.service import ROLES, START_S, Service, children, wait_until
 
@@ -91,9 +84,9 @@ def test_every_acknowledged_event_counts_once_whatever_is_killed(tmp_path: Path,
         assert writers.unacknowledged == 0
         assert expected.events > 10_000, "the load was no load"
         assert readers.answers > 100, "the readers did not read"
-        _assert_reader_equals(service, world, expected.counts())
+        assert_reader_equals(service.read_target, world.entities, expected)
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)
     assert kills.total() >= KILLS_MIN
     assert kills["group"] >= 3
     assert kills["follower of query"] >= 1
@@ -116,7 +109,7 @@ def test_a_store_whose_maker_died_is_made_again(tmp_path: Path, file: str) -> No
         projector.kill_group()
         projector.start()
         assert projector.stop() == 0
-    assert assert_audit_is_clean(data)["edges"] == 0
+    assert assert_audit_is_clean({"data": data})["edges"] == 0
 
 
 def _deaths(service: Service, role: str) -> bool:
@@ -140,11 +133,3 @@ def _kill_children(service: Service, role: str) -> int:
 def _pause(rng: random.Random) -> None:
     """Lets the load go on up to a random moment: what is tested is that any moment will do."""
     CLOCK.sleep(rng.random() * 0.5)
-
-
-def _assert_reader_equals(service: Service, world: World, counts: Counter[tuple[str, str]]) -> None:
-    """What the reader answers, from its cache and its feed, is the same as what is recounted."""
-    with reading(service.read_target) as stub:
-        found, _ = read_counts(stub, world.entities)
-    for entity, row in zip(world.entities, found, strict=True):
-        assert row == {metric: counts[entity, metric] for metric in row}, entity

@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.calls import read_counts, reading, wait_visible
+from tests.expected import assert_store_equals
 from tests.needs import skip_or_fail
-from tests.processes.support import QUICK, Writers, assert_store_equals, read_counts, reading, wait_visible
+from tests.processes.support import QUICK
+from tests.traffic import Writers
 from watertower.testing.service import ROLES, Service, wait_until
 
 DISK_BYTES = 64 * 2**20
@@ -140,7 +143,7 @@ def test_a_full_disk_acknowledges_nothing_and_the_service_goes_on_when_there_is_
             wait_visible(service.read_target, expected.ends)
         assert service.events("role_died") == []
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)
 
 
 def test_roles_that_die_on_a_full_disk_come_back_when_there_is_space(disk: Path, rng: random.Random) -> None:
@@ -162,7 +165,7 @@ def test_roles_that_die_on_a_full_disk_come_back_when_there_is_space(disk: Path,
             wait_visible(service.read_target, expected.ends)
         print({role: _words(service, role) for role in ROLES})
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)
 
 
 def test_files_that_turn_read_only_take_nothing_and_the_service_goes_on_when_they_are_writable(ext4: Ext4, rng: random.Random) -> None:
@@ -189,7 +192,7 @@ def test_files_that_turn_read_only_take_nothing_and_the_service_goes_on_when_the
             wait_visible(service.read_target, expected.ends)
         assert service.events("role_died") == []
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)
 
 
 def test_a_file_system_that_fails_loses_nothing_that_was_acknowledged(ext4: Ext4, rng: random.Random) -> None:
@@ -214,4 +217,4 @@ def test_a_file_system_that_fails_loses_nothing_that_was_acknowledged(ext4: Ext4
             expected = writers.finish()
             wait_visible(service.read_target, expected.ends)
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.processes.support import watertower
+from tests.commands import watertower
 from watertower.testing.service import Service, free_port
 
 

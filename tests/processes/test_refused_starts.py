@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes.support import follow, record, wait_visible, watertower, writing
+from tests.calls import follow, record, wait_visible, writing
+from tests.commands import watertower
 from watertower import config
 from watertower.backends.sqlite import SqliteLogReader
 from watertower.datafolder import open_existing

@@ -12,46 +12,21 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.processes.support import (
-    QUICK,
-    Expected,
-    Writers,
-    assert_audit_is_clean,
-    assert_store_equals,
-    follow,
-    read_counts,
-    reading,
-    record,
-    wait_visible,
-    watertower,
-    writing,
-)
+from tests.calls import follow, health, read_counts, reading, record, wait_visible, writing
+from tests.commands import assert_audit_is_clean, watertower
+from tests.expected import Expected, assert_store_equals
+from tests.processes.support import QUICK
+from tests.traffic import Writers
 from watertower import datafolder
 from watertower.backends.sqlite import SqliteLogReader
-from watertower.cli.connection import RETRYABLE
 from watertower.cli.options import opened_scanner
 from watertower.core.backoff import full_jitter
 from watertower.testing.service import ROLES, Service, group_alive, wait_until
 
 WRITER, READER = "watertower.v1.EngagementWriter", "watertower.v1.EngagementReader"
 Stopper = Callable[[Service], None]
-
-
-def health(target: str, service: str = "") -> str:
-    """What the server says of itself; "CLOSED" where nothing answers."""
-    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=2.0)
-        except grpc.RpcError as error:
-            if error.code() not in RETRYABLE:
-                raise
-            return "CLOSED"
-    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    return name
 
 
 def _sigterm(service: Service) -> None:
@@ -92,7 +67,7 @@ def test_a_signal_takes_readiness_off_then_applies_what_was_acknowledged_then_en
             service.start()
             expected = writers.finish()
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)
 
 
 def test_a_second_signal_kills_what_is_left_and_the_exit_code_says_so(tmp_path: Path) -> None:
@@ -128,7 +103,7 @@ def _assert_applied(data: Path, acknowledged: Expected) -> None:
     assert all(ends[partition] >= end for partition, end in acknowledged.ends.items())
     behind = [key for key, state in acknowledged.edges.items() if key not in edges or edges[key] < state]
     assert behind == []
-    assert_audit_is_clean(data)
+    assert_audit_is_clean({"data": data})
 
 
 def test_a_role_that_dies_is_restarted_with_backoff_and_said_so(tmp_path: Path) -> None:
@@ -204,7 +179,7 @@ def test_the_roles_end_when_the_supervisor_is_killed(tmp_path: Path, rng: random
             service.start()
             expected = writers.finish()
         assert service.stop() == 0
-    assert_store_equals(data, expected)
+    assert_store_equals({"data": data}, expected)
 
 
 def test_each_role_takes_on_its_niceness(tmp_path: Path) -> None:
@@ -283,4 +258,4 @@ def test_offsets_are_not_used_again_after_restarts_and_truncation(tmp_path: Path
             else:
                 assert service.stop() == 0
     assert len(highest) == folder.identity.partitions
-    assert_audit_is_clean(data)
+    assert_audit_is_clean({"data": data})

@@ -18,9 +18,10 @@ The layout is in schemas/cql, how it is made and checked in cassandra_schema.py,
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, CassandraSettings, Statement
+from watertower.backends.cassandra_connection import CassandraConnection, CassandraSettings
 from watertower.backends.cassandra_edges import READ_ROWS_MAX, ActorRows, own_shards
 from watertower.backends.cassandra_reader import CassandraReader
+from watertower.backends.cassandra_requests import Statement
 from watertower.backends.cassandra_scanner import CassandraScanner
 from watertower.backends.cassandra_schema import migrate, opened
 from watertower.backends.cassandra_statements import ACTOR_METRICS, Mutation, Mutations, Partition, PartitionKey, batches, grouped

@@ -4,15 +4,14 @@ One Cluster a process. Every statement is prepared, idempotent by its write time
 centre, and tried again here, with full jitter: the driver's own policies would not repeat a write that timed out.
 """
 
+import logging
 import random
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final
 
 from cassandra import ConsistencyLevel
 from cassandra.auth import PlainTextAuthProvider
@@ -20,15 +19,10 @@ from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
 from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, FallthroughRetryPolicy, TokenAwarePolicy
 from cassandra.query import tuple_factory
 
-from watertower.backends.cassandra_errors import DRIVER_ERRORS, is_retryable, refuse_start, text
-from watertower.core.backoff import full_jitter
-from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
+from watertower.backends.cassandra_errors import DRIVER_ERRORS, refuse_start, text
+from watertower.backends.cassandra_requests import Requests, Row, Statement
+from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ports import Clock
-
-Statement: TypeAlias = Any
-"""A bound or batch statement of the driver, which has no types."""
-
-Row: TypeAlias = tuple[Any, ...]
 
 ALL: Final = ConsistencyLevel.ALL
 """Every replica: only to look for what a quorum does not show (cassandra_edges.py)."""
@@ -38,8 +32,6 @@ _PROTOCOL = 5
 
 _RECONNECT_BASE_S, _RECONNECT_CAP_S = 0.2, 5.0
 """Seconds between two looks at a node that is down, doubling between these."""
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,16 @@ class CassandraSettings:
     retry_cap_ms: int = 2_000
 
 
+class _ExpectedWarnings(logging.Filter):
+    """Drops what a node says of every batch that is worth sending (PACKED_BATCH_BYTES_MAX): the driver would log each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("Server warning: Batch for", "Server warning: Unlogged batch covering"))
+
+
+_EXPECTED_WARNINGS = _ExpectedWarnings()
+
+
 class CassandraConnection:
     """One Cluster and Session. Any thread may use it."""
 
@@ -73,192 +75,82 @@ class CassandraConnection:
                 f"cassandra_keyspace: {settings.keyspace!r} must be 1 to 48 lower-case letters, digits and underscores, a letter first"
             )
         self.settings = settings
-        self._clock, self._rng = clock, rng
-        self._cluster = _cluster(settings)
-        self._closed = False
-        try:
-            self._session = self._connect()
-        except BaseException:
-            self._cluster.shutdown()
-            raise
+        self._prepared: dict[tuple[str, int | None], Statement] = {}
+        logging.getLogger("cassandra.protocol").addFilter(_EXPECTED_WARNINGS)  # once, however often it is called
+        self._cluster, self._session = _connected(settings)
+        self._requests = Requests(self._session, settings, clock, rng)
 
     # --- sending
 
-    def prepare(self, query: str) -> Statement:
-        """A prepared statement; `{keyspace}` stands for the keyspace. Its results come whole unless it is given a fetch_size."""
-        statement = self._again(lambda: self._session.prepare(query.format(keyspace=self.settings.keyspace)))
-        statement.is_idempotent = True
-        statement.fetch_size = None
+    def prepare(self, query: str, page_rows: int | None = None, **literals: int) -> Statement:
+        """A prepared statement. In braces: `{keyspace}`, and `literals` by name. Its results come whole, or in pages of `page_rows`.
+
+        Kept as long as the connection: a node that was restarted has forgotten it, and the driver can tell it again only while somebody
+        holds the statement, which a batch of query ids does not.
+        """
+        cql = query.format(keyspace=self.settings.keyspace, **literals)
+        statement = self._prepared.get((cql, page_rows))
+        if statement is None:
+            statement = self._requests.again(lambda: self._session.prepare(cql))
+            statement.is_idempotent = True
+            statement.fetch_size = page_rows
+            self._prepared[cql, page_rows] = statement
         return statement
 
     def run(self, statements: Iterable[Statement]) -> list[list[Row]]:
-        """Sends statements, at most requests_in_flight_max at a time, taking each from the iterable when its turn comes. Gives the rows
-        of each, in order; whole results: none of these statements may be paged.
-
-        Raises BackendUnavailable when one was tried attempts_max times, BackendRefused when trying again cannot help; only after
-        every request that was on its way is answered or timed out.
-        """
-        self._refuse_closed()
-        waiting = enumerate(statements)
-        results: dict[int, list[Row]] = {}
-        answered: SimpleQueue[_Sent] = SimpleQueue()
-        again: list[tuple[float, int, _Sent]] = []  # a heap by the moment from which each may be sent again
-        under_way = 0
-        exhausted = False
-        failed: Exception | None = None
-        while True:
-            while failed is None and under_way < self.settings.requests_in_flight_max:
-                if again and again[0][0] <= self._clock.monotonic_s():
-                    sent = heappop(again)[2]
-                elif not exhausted and (following := next(waiting, None)) is not None:
-                    sent = _Sent(*following)
-                else:
-                    exhausted = True
-                    break
-                under_way += 1
-                self._send(sent, answered)
-            if under_way == 0 and (failed is not None or not again):
-                break
-            until_s = max(0.0, again[0][0] - self._clock.monotonic_s()) if again and failed is None else None
-            try:
-                sent = answered.get(timeout=until_s)
-            except Empty:
-                continue
-            under_way -= 1
-            try:
-                results[sent.number] = sent.rows()
-            except Exception as error:
-                sent.failures += 1
-                failed = failed or self._final(error, sent.failures)
-                if failed is None:
-                    heappush(again, (self._clock.monotonic_s() + self._wait_s(sent.failures), sent.number, sent))
-        if failed is not None:
-            raise failed
-        return [results[number] for number in range(len(results))]
+        """As Requests.run."""
+        return self._requests.run(statements)
 
     def pages(self, statement: Statement) -> Iterator[list[Row]]:
-        """The pages of a statement that has a fetch_size, each asked for while the one before it is used. Raises as `run`."""
-        self._refuse_closed()
-        asked = self._asked(statement)
-        while True:
-            result = self._again(asked)
-            more = result.paging_state
-            if more is not None:
-                asked = self._asked(statement, more)
-            yield list(result.current_rows)
-            if more is None:
-                return
+        """As Requests.pages."""
+        return self._requests.pages(statement)
 
     def query(self, query: str) -> list[Row]:
         """One statement that is not worth preparing, retried as `run`. For start-up and migrations."""
-        return list(self._again(lambda: self._session.execute(query)))
+        return list(self._requests.again(lambda: self._session.execute(query)))
 
     def agree_on_schema(self) -> None:
         """Waits until every node that is up has the same schema. Raises BackendUnavailable after the driver's patience (10 s)."""
-        if not self._again(lambda: self._cluster.control_connection.wait_for_schema_agreement()):
+        if not self._requests.again(lambda: self._cluster.control_connection.wait_for_schema_agreement()):
             raise BackendUnavailable("the nodes of Cassandra do not agree on the schema yet")
+
+    def pause(self, failures: int) -> None:
+        """As Requests.pause."""
+        self._requests.pause(failures)
 
     def close(self) -> None:
         """Lets go. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._cluster.shutdown()
+        self._requests.close()
+        self._cluster.shutdown()
 
-    # --- how
 
-    def _asked(self, statement: Statement, page: bytes | None = None) -> Callable[[], Any]:
-        """Sends a statement; what it gives waits for the answer at its first call and asks anew at each further one."""
-        sent = [self._executed(statement, page)]
-        return lambda: (sent.pop() if sent else self._executed(statement, page)).result()
-
-    def _executed(self, statement: Statement, page: bytes | None = None) -> Any:
-        """The future of a statement; an error in sending it is its result."""
-        try:
-            return self._session.execute_async(statement, paging_state=page)
-        except Exception as error:
-            return _Failed(error)
-
-    def _send(self, sent: "_Sent", answered: "SimpleQueue[_Sent]") -> None:
-        sent.future = self._executed(sent.statement)
-        sent.future.add_callbacks(lambda _: answered.put(sent), lambda _: answered.put(sent))
-
-    def _again(self, call: Callable[[], _Result]) -> _Result:
-        """The call's result, tried as `run` does."""
-        self._refuse_closed()
-        failures = 0
-        while True:
-            try:
-                return call()
-            except Exception as error:
-                failures += 1
-                failed = self._final(error, failures)
-                if failed is not None:
-                    raise failed from error
-            self._clock.sleep(self._wait_s(failures))
-
-    def _final(self, error: Exception, failures: int) -> Exception | None:
-        """What an error comes to; None when it is worth another attempt."""
+def _connected(settings: CassandraSettings) -> tuple[Any, Any]:
+    """The driver's Cluster and Session."""
+    where = ", ".join(f"{host}:{settings.port}" for host in settings.contact_points)
+    cluster: Any = None
+    try:
+        cluster = _cluster(settings)
+        session = cluster.connect()
+        _refuse_data_centre(cluster, settings)
+    except BaseException as error:
+        if cluster is not None:
+            cluster.shutdown()
         if not isinstance(error, DRIVER_ERRORS):
-            return error
-        if not is_retryable(error):
-            return BackendRefused(f"Cassandra: {text(error)}")
-        if self._closed or failures >= self.settings.attempts_max:
-            return BackendUnavailable(f"Cassandra, after {failures} attempts: {text(error)}")
-        return None
-
-    def _wait_s(self, failures: int) -> float:
-        return full_jitter(failures - 1, self.settings.retry_base_ms / 1e3, self.settings.retry_cap_ms / 1e3, self._rng.random())
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise BackendRefused("the connection to Cassandra is closed")
-
-    def _connect(self) -> Any:
-        where = ", ".join(f"{host}:{self.settings.port}" for host in self.settings.contact_points)
-        try:
-            session = self._cluster.connect()
-        except DRIVER_ERRORS as error:
-            refuse_start(error)
-            self._refuse_data_centre()
-            raise BackendUnavailable(f"waiting for Cassandra at {where}: {text(error)}") from error
-        self._refuse_data_centre()
-        session.use_client_timestamp = False  # every mutation says its own
-        return session
-
-    def _refuse_data_centre(self) -> None:
-        known = {host.datacenter for host in self._cluster.metadata.all_hosts() if host.datacenter}
-        if known and self.settings.local_dc not in known:
-            raise StartRefused(
-                f"cassandra_local_dc: the cluster has no data centre {self.settings.local_dc!r}; it has {', '.join(sorted(known))}"
-            )
+            raise
+        refuse_start(error)
+        if cluster is not None:
+            _refuse_data_centre(cluster, settings)
+        raise BackendUnavailable(f"waiting for Cassandra at {where}: {text(error)}") from error
+    session.use_client_timestamp = False  # every mutation says its own
+    return cluster, session
 
 
-class _Sent:
-    """A statement on its way, or waiting to be sent again."""
-
-    __slots__ = ("failures", "future", "number", "statement")
-
-    def __init__(self, number: int, statement: Statement) -> None:
-        self.number, self.statement = number, statement
-        self.failures = 0
-        self.future: Any = None
-
-    def rows(self) -> list[Row]:
-        rows: list[Row] = self.future.result().current_rows
-        return rows
-
-
-class _Failed:
-    """In the place of a future whose statement could not be sent."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def result(self) -> Any:
-        raise self._error
-
-    def add_callbacks(self, _: Callable[[Any], None], failed: Callable[[Exception], None]) -> None:
-        failed(self._error)
+def _refuse_data_centre(cluster: Any, settings: CassandraSettings) -> None:
+    known = {host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter}
+    if known and settings.local_dc not in known:
+        raise StartRefused(
+            f"cassandra_local_datacenter: the cluster has no data centre {settings.local_dc!r}; it has {', '.join(sorted(known))}"
+        )
 
 
 def _cluster(settings: CassandraSettings) -> Any:

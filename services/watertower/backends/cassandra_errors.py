@@ -1,6 +1,5 @@
 """What the errors of Cassandra's driver mean. None of them leaves the back end."""
 
-import ssl
 from typing import Final
 
 from cassandra import (
@@ -42,6 +41,9 @@ DRIVER_ERRORS: Final = (DriverException, ErrorMessage, *_RETRYABLE)
 
 _QUORUM_LOST = "cannot achieve consistency"
 
+_CERTIFICATE_REFUSED = "CERTIFICATE_VERIFY_FAILED"
+"""In the message: the driver wraps the error of ssl into one of its socket."""
+
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the same statement may succeed later."""
@@ -63,7 +65,7 @@ def refuse_start(error: BaseException) -> None:
     for cause in causes:
         if isinstance(cause, AuthenticationFailed):
             raise StartRefused(f"Cassandra refuses the login: check cassandra_user and cassandra_password ({text(cause)})") from error
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        if _CERTIFICATE_REFUSED in str(cause):
             raise StartRefused(
                 f"the certificate of a Cassandra node does not verify: check cassandra_ca_file and cassandra_contact_points ({text(cause)})"
             ) from error

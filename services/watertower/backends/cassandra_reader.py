@@ -4,8 +4,9 @@ import heapq
 from collections.abc import Iterator, Sequence
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, Statement
+from watertower.backends.cassandra_connection import CassandraConnection
 from watertower.backends.cassandra_edges import READ_KEYS_MAX, ActorRows, own_shards
+from watertower.backends.cassandra_requests import Statement
 from watertower.backends.cassandra_schema import opened
 from watertower.backends.cassandra_statements import OWN_COUNTS, SHARED_PART
 from watertower.core.model import ACTOR_METRIC, KINDS, NO_SHARD, SUBJECT_METRIC, Edge, EdgeKey, Kind, Progress, Shard
@@ -35,9 +36,10 @@ class CassandraReader:
         self._counts_of_metric = prepare("SELECT shard, cell FROM {keyspace}.counts WHERE entity = ? AND metric = ?")
         self._own_counts = prepare("SELECT subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND kind = 0")
         self._progress = prepare("SELECT partition, cell FROM {keyspace}.progress")
-        self._between = prepare("SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND (kind, subject) IN ?")
-        self._of_kind = prepare("SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND kind IN ?")
-        self._between.fetch_size = self._of_kind.fetch_size = _PAGE_ROWS
+        self._between = prepare(
+            "SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND (kind, subject) IN ?", _PAGE_ROWS
+        )
+        self._of_kind = prepare("SELECT kind, subject, ref, cell FROM {keyspace}.edges WHERE actor = ? AND kind IN ?", _PAGE_ROWS)
         listed = "SELECT occurred_at, actor, ref FROM {keyspace}.lists WHERE subject = ? AND kind = ? AND part = ? AND bucket = ?"
         self._newest = prepare(f"{listed} AND occurred_at >= ? LIMIT ?")
         self._older = prepare(f"{listed} AND occurred_at >= ? AND occurred_at < ? LIMIT ?")

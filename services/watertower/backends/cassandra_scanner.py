@@ -7,8 +7,9 @@ import heapq
 from collections.abc import Iterator
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, Row
+from watertower.backends.cassandra_connection import CassandraConnection
 from watertower.backends.cassandra_edges import ActorRows
+from watertower.backends.cassandra_requests import Row
 from watertower.backends.cassandra_schema import opened
 from watertower.backends.cassandra_statements import OWN_COUNTS
 from watertower.core.model import ACTOR_METRIC, NO_SHARD, EdgeKey, ListKey, Progress, Shard, ShardKey
@@ -39,8 +40,7 @@ class CassandraScanner:
 
     def edges(self) -> Iterator[EdgeRow]:
         partitions = self._identity.log.partitions
-        statement = self._connection.prepare("SELECT actor, kind, subject, ref, cell FROM {keyspace}.edges")
-        statement.fetch_size = _PAGE_ROWS
+        statement = self._connection.prepare("SELECT actor, kind, subject, ref, cell FROM {keyspace}.edges", _PAGE_ROWS)
         last: str | None = None
         for page in self._connection.pages(statement):
             went_on: dict[ShardKey, int] = {}  # of an actor whose counts were on a page before: what its edges here say
@@ -76,9 +76,7 @@ class CassandraScanner:
         """Nothing to let go of: the connection is its owner's."""
 
     def _rows(self, query: str) -> Iterator[Row]:
-        statement = self._connection.prepare(query)
-        statement.fetch_size = _PAGE_ROWS
-        for page in self._connection.pages(statement):
+        for page in self._connection.pages(self._connection.prepare(query, _PAGE_ROWS)):
             yield from page
 
 

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 from watertower.backends.cassandra_connection import CassandraConnection
+from watertower.backends.cassandra_requests import Row
 from watertower.core.positions import write_timestamp
 from watertower.errors import BackendRefused, StartRefused
 from watertower.ports import LogIdentity, StoreIdentity
@@ -59,6 +60,27 @@ def migrate(
     this one, or when it holds the rows of another log or generation; BackendUnavailable.
     """
     migrations = shipped() if migrations is None else migrations
+    done: list[Migration] = []
+    failures = 0
+    while True:
+        try:
+            _migrate(connection, identity, replication, migrations, done)
+        except BackendRefused:  # somebody else's change of the schema came in between
+            failures += 1
+            if failures >= connection.settings.attempts_max:
+                raise
+            connection.pause(failures)
+        else:
+            return done
+
+
+def _migrate(
+    connection: CassandraConnection,
+    identity: StoreIdentity,
+    replication: Mapping[str, int],
+    migrations: Sequence[Migration],
+    done: list[Migration],
+) -> None:
     keyspace = connection.settings.keyspace
     if not _tables(connection):
         factors = "".join(f", {_quoted(centre)}: {int(factor)}" for centre, factor in replication.items())
@@ -68,7 +90,6 @@ def migrate(
         connection.agree_on_schema()
     applied = _applied(connection)
     _refuse_other(applied, migrations)
-    done = []
     for migration in migrations:
         if migration.number in applied:
             continue
@@ -83,14 +104,13 @@ def migrate(
         cell = json.dumps({**identity.log._asdict(), "generation": identity.generation})
         _write(connection, "log_meta (name, cell)", f"'{_IDENTITY}', {_quoted(cell)}", write_timestamp(identity.generation, 0))
     _refuse_identity(stored_identity(connection), identity)
-    return done
 
 
 def stored_identity(connection: CassandraConnection) -> StoreIdentity | None:
     """Which rows these are; None before the first migration is through."""
     if "log_meta" not in _tables(connection):
         return None
-    rows = connection.query(f"SELECT cell FROM {connection.settings.keyspace}.log_meta WHERE name = '{_IDENTITY}'")  # noqa: S608
+    rows = _read(connection, f"SELECT cell FROM {connection.settings.keyspace}.log_meta WHERE name = '{_IDENTITY}'")  # noqa: S608
     if not rows:
         return None
     cell = json.loads(rows[0][0])
@@ -159,14 +179,16 @@ def replication_problems(replication: Mapping[str, str], local_dc: str) -> list[
             f"it is replicated by {strategy}, where LOCAL_QUORUM is no quorum of one data centre: ALTER KEYSPACE to NetworkTopologyStrategy"
         ]
     if not int(replication.get(local_dc, "0").partition("/")[0]):
-        return [f"it has no copies in cassandra_local_dc {local_dc!r}: ALTER KEYSPACE to have some there, or name the right data centre"]
+        return [
+            f"it has no copies in cassandra_local_datacenter {local_dc!r}: ALTER KEYSPACE to have some there, or name the right data centre"
+        ]
     return []
 
 
 def node_problems(settings: Mapping[str, str | None]) -> list[str]:
     """What a node's settings (as in system_views.settings) break."""
     problems = [
-        f"the nodes' guardrail {name} is {settings[name]} and would refuse write timestamps made of positions: remove it from cassandra.yaml"
+        f"the nodes' guardrail {name} is {settings[name]} and would refuse timestamps made of positions: remove it from cassandra.yaml"
         for name in ("maximum_timestamp_fail_threshold", "minimum_timestamp_fail_threshold")
         if settings.get(name)
     ]
@@ -235,8 +257,21 @@ def _node_settings(connection: CassandraConnection) -> dict[str, str | None]:
 def _applied(connection: CassandraConnection) -> dict[int, dict[str, str]]:
     if "schema_migrations" not in _tables(connection):
         return {}
-    rows = connection.query(f"SELECT number, cell FROM {connection.settings.keyspace}.schema_migrations")  # noqa: S608
+    rows = _read(connection, f"SELECT number, cell FROM {connection.settings.keyspace}.schema_migrations")  # noqa: S608
     return {number: json.loads(cell) for number, cell in rows}
+
+
+def _read(connection: CassandraConnection, query: str) -> list[Row]:
+    """Of a table that is listed. The node may list it a moment before it knows it."""
+    failures = 0
+    while True:
+        try:
+            return connection.query(query)
+        except BackendRefused:
+            failures += 1
+            if failures >= connection.settings.attempts_max:
+                raise
+            connection.pause(failures)
 
 
 def _write(connection: CassandraConnection, columns: str, values: str, timestamp: int) -> None:

@@ -4,15 +4,16 @@ A mutation is (query id, values as bytes): a flush makes three for every event, 
 rest of the flush. Every mutation ends in USING TIMESTAMP; there are no lightweight transactions, counters or TTLs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 
 from cassandra.query import BatchStatement, BatchType
 
 from watertower.backends import cells
-from watertower.backends.cassandra_connection import CassandraConnection, Statement
-from watertower.core.model import ACTOR_METRIC, Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
+from watertower.backends.cassandra_connection import CassandraConnection
+from watertower.backends.cassandra_requests import Statement
+from watertower.core.model import ACTOR_METRIC, KINDS, Edge, EdgeKey, ListChange, ListKey, Progress, Shard, ShardKey
 from watertower.core.positions import write_timestamp
 
 OWN_COUNTS: Final = 0
@@ -24,7 +25,7 @@ ACTOR_METRICS: Final = frozenset(ACTOR_METRIC.values())
 SHARED_PART: Final = -1
 """The `part` of a list's bucket 0, which all shards share."""
 
-BATCH_BYTES_MAX: Final = 10_240
+PACKED_BATCH_BYTES_MAX: Final = 10_240
 """Bytes of the values in one batch over several partitions, about. A node warns from 5 KiB and refuses from 50 KiB, of larger sums."""
 
 PARTITION_BATCH_BYTES_MAX: Final = 131_072
@@ -33,9 +34,13 @@ PARTITION_BATCH_BYTES_MAX: Final = 131_072
 PARTITION_BATCH_ROWS_MAX: Final = 1_000
 """Rows in one batch within one partition; the protocol counts them in 16 bits."""
 
+_TIMESTAMPS_KEPT_MAX = 10_000
+"""Encoded timestamps that are kept for further rows of the same record."""
+
 _SMALL = Struct(">h").pack
 _INT = Struct(">i").pack
 _LONG = Struct(">q").pack
+_KIND = Struct(">ib").pack
 _BYTE = [bytes((n,)) for n in range(128)]
 
 Values: TypeAlias = list[bytes]
@@ -46,16 +51,47 @@ PartitionKey: TypeAlias = bytes | tuple[bytes, ...]
 """As it is hashed to a token: one column, or several."""
 
 
+EdgeRow: TypeAlias = tuple[int, str, str]
+"""(kind, subject, ref): a row of an actor's partition."""
+
+
+def encode_texts(texts: Collection[str]) -> bytes:
+    """A list<text> as a value."""
+    parts = [_INT(len(texts))]
+    for text in texts:
+        utf8 = text.encode()
+        parts += (_INT(len(utf8)), utf8)
+    return b"".join(parts)
+
+
+def encode_rows(rows: Collection[EdgeRow]) -> bytes:
+    """A list<frozen<tuple<tinyint, text, text>>> as a value."""
+    parts = [_INT(len(rows))]
+    for kind, subject, ref in rows:
+        subject_utf8, ref_utf8 = subject.encode(), ref.encode()
+        # 13 bytes: the three lengths and the kind
+        parts += (_INT(13 + len(subject_utf8) + len(ref_utf8)), _KIND(1, kind), _INT(len(subject_utf8)), subject_utf8)
+        parts += (_INT(len(ref_utf8)), ref_utf8)
+    return b"".join(parts)
+
+
 class Mutations:
-    """Makes the mutations of a generation."""
+    """Makes the mutations of a generation. What is the same in most rows is in the text of the statement: a value less in each costs the
+    driver and the node less."""
 
     def __init__(self, connection: CassandraConnection, generation: int) -> None:
-        def prepared(query: str) -> bytes:
-            query_id: bytes = connection.prepare(query).query_id
+        def prepared(query: str, **literals: int) -> bytes:
+            query_id: bytes = connection.prepare(query, **literals).query_id
             return query_id
 
+        edge = "INSERT INTO {keyspace}.edges (actor, kind, subject, ref, cell) VALUES "
         self._generation = generation
-        self._edge = prepared("INSERT INTO {keyspace}.edges (actor, kind, subject, ref, cell) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?")
+        self._edges = {int(kind): prepared(edge + "(?, {kind}, ?, ?, ?) USING TIMESTAMP ?", kind=kind) for kind in KINDS}
+        self._edges_without_ref = {int(kind): prepared(edge + "(?, {kind}, ?, '', ?) USING TIMESTAMP ?", kind=kind) for kind in KINDS}
+        self._own = {
+            metric: prepared(edge + "(?, {kind}, '{metric}', ?, ?) USING TIMESTAMP ?", kind=OWN_COUNTS, metric=metric)
+            for metric in ACTOR_METRICS
+        }
         self._count = prepared("INSERT INTO {keyspace}.counts (entity, metric, shard, cell) VALUES (?, ?, ?, ?) USING TIMESTAMP ?")
         self._listed = prepared(
             "INSERT INTO {keyspace}.lists (subject, kind, part, bucket, occurred_at, actor, ref, shard) "
@@ -72,25 +108,27 @@ class Mutations:
         """Encoded; a flush has few offsets and many rows."""
         found = self._timestamps.get(offset)
         if found is None:
-            if len(self._timestamps) >= 10_000:
+            if len(self._timestamps) >= _TIMESTAMPS_KEPT_MAX:
                 self._timestamps.clear()
             found = self._timestamps[offset] = _LONG(write_timestamp(self._generation, offset))
         return found
 
     def edges(self, edges: Mapping[EdgeKey, Edge]) -> Iterator[tuple[PartitionKey, Mutation]]:
         """Of each."""
-        query, byte, timestamp = self._edge, _BYTE, self._timestamp
+        queries, queries_without_ref, timestamp = self._edges, self._edges_without_ref, self._timestamp
         for (actor, kind, subject, ref), cell, edge in zip(edges, cells.encode_edges(edges.values()), edges.values(), strict=True):
             key = actor.encode()
-            yield key, (True, query, [key, byte[kind], subject.encode(), ref.encode(), cell, timestamp(edge.offset)])
+            if ref:
+                yield key, (True, queries[kind], [key, subject.encode(), ref.encode(), cell, timestamp(edge.offset)])
+            else:
+                yield key, (True, queries_without_ref[kind], [key, subject.encode(), cell, timestamp(edge.offset)])
 
     def own_counts(self, shards: Mapping[ShardKey, Shard]) -> Iterator[tuple[PartitionKey, Mutation]]:
         """Of each, all of actor metrics."""
-        query, kind, timestamp = self._edge, _BYTE[OWN_COUNTS], self._timestamp
-        texts = [b"%d" % number for number in range(max((max(m, s) for _, m, s in shards), default=0) + 1)]
+        queries, timestamp = self._own, self._timestamp
         for (actor, metric, shard), cell, row in zip(shards, cells.encode_shards(shards.values()), shards.values(), strict=True):
             key = actor.encode()
-            yield key, (True, query, [key, kind, texts[metric], texts[shard], cell, timestamp(row.offset)])
+            yield key, (True, queries[metric], [key, b"%d" % shard, cell, timestamp(row.offset)])
 
     def counts(self, shards: Mapping[ShardKey, Shard]) -> Iterator[tuple[PartitionKey, Mutation]]:
         """Of each, all of subject metrics."""
@@ -148,11 +186,11 @@ def batches(partitions: Iterable[Partition]) -> Iterator[Statement]:
     first: PartitionKey = b""
     for key, mutations, repeated in partitions:
         size = sum([sum(map(len, values)) for _, _, values in mutations])
-        if size > BATCH_BYTES_MAX:
+        if size > PACKED_BATCH_BYTES_MAX:
             for piece in _pieces(mutations, repeated):
                 yield _batch(key, piece)
             continue
-        if packed and packed_bytes + size > BATCH_BYTES_MAX:
+        if packed and packed_bytes + size > PACKED_BATCH_BYTES_MAX:
             yield _batch(first, packed)
             packed, packed_bytes = [], 0
         if not packed:

@@ -1,8 +1,7 @@
 """The counts feed on Kafka: one topic with the metrics of subjects, one with those of actors.
 
 A message goes to the partition of its number in both topics, in slices (kafka_slices.py). Both topics get at least one record of each
-message, so that whoever reads one of them sees every range. Query processes read the subjects' topic: the actors' counts would be most
-of the bytes for entries that are read rarely.
+message, so that whoever reads one of them sees every range.
 
 Nothing here is the truth: a reader that missed something sees it by the ranges and reads the rows again. So messages are kept for an
 hour, a reader that fell behind that goes on at what there is, and a record that cannot be decoded is left out.
@@ -17,7 +16,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from watertower.backends.kafka_client import KafkaSettings, translated
 from watertower.backends.kafka_prefetch import consumer
-from watertower.backends.kafka_slices import ACTOR_METRICS, SUBJECT_METRICS, Assembly, SliceName, sliced
+from watertower.backends.kafka_slices import ACTOR_METRICS, SUBJECT_METRICS, Assembly, Joint, SliceName, sliced
 from watertower.backends.kafka_topics import checked
 from watertower.backends.kafka_writer import SCHEMA, producer
 from watertower.codec import COUNTS_FEED, UndecodableRecord, decode_feed, encode_feed
@@ -30,7 +29,7 @@ SLICE = "slice"
 LINGER_MS = 2
 """ms that the first record of a publish waits for the others: they go out together instead of in two requests."""
 
-POLL_RECORDS_MAX = 2_000
+FEED_POLL_RECORDS_MAX = 2_000
 """Records that one poll takes, about: what is left comes with the next one."""
 
 SKIPPED_LOG_INTERVAL_S = 10.0
@@ -77,20 +76,23 @@ class KafkaFeed:
 
 
 class KafkaFeedReader:
-    """ports.FeedReader on one of the topics. For one thread at a time."""
+    """ports.FeedReader on both topics. For one thread at a time."""
 
-    def __init__(self, settings: KafkaSettings, clock: Clock, partitions: int, *, actors: bool = False) -> None:
-        """Of the subjects' metrics, or of the actors'. `partitions`: of the log. Raises StartRefused, BackendUnavailable."""
-        topic = settings.actors_topic if actors else settings.subjects_topic
-        _check_partitions(settings, topic, clock, partitions)
+    def __init__(self, settings: KafkaSettings, clock: Clock, partitions: int) -> None:
+        """`partitions`: of the log. Raises StartRefused, BackendUnavailable."""
+        topics = (settings.subjects_topic, settings.actors_topic)
+        for topic in topics:
+            _check_partitions(settings, topic, clock, partitions)
         self._clock = clock
         self._timeout_ms = settings.request_timeout_ms
         # Where a place is too old, the driver goes on at the earliest record by itself.
         self._client: KafkaConsumer = consumer(settings, clock, offset_reset="earliest")
-        self._places = [TopicPartition(topic, partition) for partition in range(partitions)]
+        self._places = [TopicPartition(topic, partition) for topic in topics for partition in range(partitions)]
         self._client.assign(self._places)
         self._started = False
         self._assembly = Assembly()
+        self._joint = Joint(len(topics))
+        self._numbers = {topic: number for number, topic in enumerate(topics)}
         self._skipped = 0
         self._log_skipped_at_s = 0.0
 
@@ -104,7 +106,7 @@ class KafkaFeedReader:
                 self._started = True
                 return []
             found: list[Any] = []
-            while len(found) < POLL_RECORDS_MAX and (records := self._client.poll(0)):
+            while len(found) < FEED_POLL_RECORDS_MAX and (records := self._client.poll(0)):
                 found += (record for of_place in records.values() for record in of_place)
         return [message for record in found if (message := self._message(record)) is not None]
 
@@ -123,7 +125,7 @@ class KafkaFeedReader:
         if part.partition != record.partition:
             self._skip(record, ValueError(f"a message of partition {part.partition}"))
             return None
-        return self._assembly.take(name, part)
+        return self._joint.take(self._numbers[record.topic], self._assembly.take(name, part))
 
     def _skip(self, record: Any, error: Exception) -> None:
         self._skipped += 1

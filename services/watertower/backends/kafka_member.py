@@ -19,7 +19,8 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, erro
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import OffsetAndMetadata
 
-from watertower.backends.kafka_client import KafkaSettings, opened
+from watertower.backends.kafka_client import KafkaSettings, meaning, opened
+from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.ports import Clock
 
 STEP_MS = 100
@@ -55,6 +56,7 @@ class Member:
         )
         self._lock = threading.Lock()
         self._owned: frozenset[int] = frozenset()
+        self._refusal: BackendRefused | None = None
         self._asked_at_s = clock.monotonic_s()
         self._uncommitted: dict[int, int] = {}
         self._closing = threading.Event()
@@ -62,9 +64,11 @@ class Member:
         self._thread.start()
 
     def owned(self) -> frozenset[int]:
-        """The partitions that the group has given to this member, as far as it knows."""
+        """The partitions that the group has given to this member, as far as it knows. Raises BackendRefused where it cannot join."""
         with self._lock:
             self._asked_at_s = self._clock.monotonic_s()
+            if self._refusal is not None:
+                raise self._refusal
             return self._owned
 
     def commit(self, ends: Mapping[int, int]) -> None:
@@ -91,10 +95,17 @@ class Member:
                     self._client.subscribe([self._topic], listener=_Parked(self._client))
                     joined = True
                 self._step(joined)
+                self._found(None)
             except errors.KafkaError as error:
-                self._logger.warning("group_unavailable", error=str(error))
+                self._found(meaning(error, "the group of projectors cannot be joined"))
                 self._closing.wait(RETRY_S)
         self._leave()
+
+    def _found(self, problem: BackendRefused | BackendUnavailable | None) -> None:
+        with self._lock:
+            self._refusal = problem if isinstance(problem, BackendRefused) else None
+        if problem is not None:
+            self._logger.warning("group_unavailable", error=str(problem))
 
     def _stuck(self) -> bool:
         with self._lock:

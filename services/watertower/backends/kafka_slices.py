@@ -1,4 +1,4 @@
-"""How a message of the counts feed travels as several records, and what a reader may say when some of them are missing. Pure.
+"""How a message of the counts feed travels as several records in two topics, and what a reader may say when some are missing. Pure.
 
 A flush can touch more shards than one record should hold. So a message is cut into slices, which say which one of how many they are,
 and of which message. A reader gives each slice on as it comes, so that it keeps nothing back, but only the last one moves the claim of
@@ -7,6 +7,8 @@ freshness, and only when all before it were seen:
     slice 1 of 3     (after, after]   as_of 0     nothing is claimed
     slice 2 of 3     (after, after]   as_of 0
     slice 3 of 3     (after, end]     as_of       all of it; or (end, end] where one was missing: the gap shows
+
+A reader of both topics claims no more than both have said (`Joint`).
 """
 
 from collections import OrderedDict
@@ -87,3 +89,48 @@ class Assembly:
                 self._seen.popitem(last=False)
             return part._replace(end=part.after, as_of=0)
         return part if seen == name.total else part._replace(after=part.end)
+
+
+class _Said(NamedTuple):
+    """What one topic has claimed of a partition."""
+
+    first_after: int  # where its first claim began
+    end: int
+    as_of: int
+
+
+class Joint:
+    """What several topics with the same ranges say together. Their messages come in any order between topics, in order within each."""
+
+    def __init__(self, topics: int) -> None:
+        self._said: dict[int, list[_Said | None]] = {}  # by partition: of each topic
+        self._claimed: dict[int, _Said] = {}  # by partition: what was given on
+        self._topics = topics
+
+    def take(self, topic: int, message: FeedMessage) -> FeedMessage | None:
+        """The message as it may be given on: with what all topics have said since the last claim, or with no claim; None when there is
+        nothing in it then. One that shows a gap in its topic is given on with its claim, which is true of rows that are read anew, and
+        as a gap up to there: another topic's gap may have brought the reader beyond where this one begins."""
+        partition = message.partition
+        if message.as_of == 0:
+            return self._unclaimed(message)
+        said = self._said.setdefault(partition, [None] * self._topics)
+        before = said[topic]
+        if before is None:
+            said[topic] = _Said(message.after, message.end, message.as_of)
+        else:
+            said[topic] = _Said(before.first_after, max(before.end, message.end), max(before.as_of, message.as_of))
+            if message.after > before.end:
+                return message._replace(after=message.end)
+        heard = [one for one in said if one is not None]
+        end, as_of = min(one.end for one in heard), min(one.as_of for one in heard)
+        claimed = self._claimed.get(partition)
+        after = max(one.first_after for one in heard) if claimed is None else claimed.end
+        if len(heard) < self._topics or end < after or (claimed is not None and (end, as_of) == (claimed.end, claimed.as_of)):
+            return self._unclaimed(message)
+        self._claimed[partition] = _Said(after, end, as_of)
+        return message._replace(after=after, end=end, as_of=as_of)
+
+    @staticmethod
+    def _unclaimed(message: FeedMessage) -> FeedMessage | None:
+        return message._replace(after=-1, end=-1, as_of=0) if message.metrics else None

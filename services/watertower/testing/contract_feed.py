@@ -1,6 +1,7 @@
 """What ports.CountsFeed and FeedReader promise, as tests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from watertower.core.model import Metric, Progress
 from watertower.ports import FeedMessage, FeedReader
@@ -22,20 +23,46 @@ def plain(found: FeedMessage) -> FeedMessage:
 
 
 def polled(feed: FeedReader, count: int) -> list[FeedMessage]:
-    """So many messages, and what else comes with them: each may take a moment after its publish."""
+    """So many whole messages, in their parts, and what else comes with them: each may take a moment after its publish."""
     found: list[FeedMessage] = []
 
     def arrived() -> bool:
         found.extend(feed.poll())
-        return len(found) >= count
+        return len(claims(found)) >= count
 
     wait_until(arrived, f"{count} messages", WAIT_S)
     return found
 
 
-def of_partition(messages: Iterable[FeedMessage], partition: int) -> list[FeedMessage]:
-    """In order, in a form that compares."""
-    return [plain(message) for message in messages if message.partition == partition]
+class Claim(NamedTuple):
+    """What a whole message claims."""
+
+    partition: int
+    after: int
+    end: int
+    as_of: int
+
+
+def claims(messages: Iterable[FeedMessage], partition: int | None = None) -> list[Claim]:
+    """In order; of one partition, or of all."""
+    return [Claim(*one[:4]) for one in messages if one.as_of and partition in (None, one.partition)]
+
+
+def entries(messages: Iterable[FeedMessage], partition: int) -> list[tuple[str, int, int, int]]:
+    """(entity, metric, value, offset) of all messages of a partition, in order, whatever parts they came in."""
+    return [entry for one in messages if one.partition == partition for entry in zip(*one[4:], strict=True)]
+
+
+def assert_same(found: Sequence[FeedMessage], published: Sequence[FeedMessage]) -> None:
+    """Each partition's claims and entries, in order; no entry comes after the claim that includes it."""
+    for partition in range(PARTITIONS):
+        assert claims(found, partition) == claims(published, partition)
+        assert entries(found, partition) == entries(published, partition)
+        claimed = -1
+        for one in found:
+            if one.partition == partition:
+                assert all(offset > claimed for offset in one.offsets)
+                claimed = max(claimed, one.end)
 
 
 class FeedContract:
@@ -51,7 +78,7 @@ class FeedContract:
         assert feed.poll() == []
         owner.feed.publish([message(0, 0, 1)])
         owner.store.sync()
-        assert [plain(found) for found in polled(feed, 1)] == [message(0, 0, 1)]
+        assert_same(polled(feed, 1), [message(0, 0, 1)])
         assert feed.poll() == []
 
     def test_messages_come_in_order_and_as_they_were(self, stores: StoreHarness) -> None:
@@ -61,14 +88,26 @@ class FeedContract:
         assert [feed.poll() for feed in readers] == [[], []]
         published = []
         for end in range(5):
-            flush = [message(0, end - 1, end, 2**40), message(2, 10 * end, 10 * end + 10), FeedMessage(1, 7, 7, end, (), b"", (), ())]
+            flush = [message(0, end - 1, end, 2**40), message(2, 10 * end, 10 * end + 10), FeedMessage(1, 7, 7, end + 1, (), b"", (), ())]
             owner.feed.publish(flush)
             owner.store.sync()
             published += flush
         for feed in readers:
-            found = polled(feed, len(published))
-            for partition in range(PARTITIONS):
-                assert of_partition(found, partition) == of_partition(published, partition)
+            assert_same(polled(feed, len(published)), published)
+
+    def test_a_large_message_comes_whole(self, stores: StoreHarness) -> None:
+        """Thousands of shards, of subjects and of actors: in any parts, claimed when all are there."""
+        owner, feed = stores.owner(), stores.reader().feed
+        assert feed.poll() == []
+        count = 5_000
+        metrics = bytes([Metric.FOLLOWERS, Metric.FOLLOWING, Metric.LIKES, Metric.FOLLOWERS]) * (count // 4)
+        large = FeedMessage(1, 4, 9, 5_000, [f"e{n}" for n in range(count)], metrics, range(count), [9] * count)
+        owner.feed.publish([large])
+        owner.store.sync()
+        found = polled(feed, 1)
+        assert claims(found) == claims([large])
+        assert sorted(entries(found, 1)) == sorted(entries([large], 1))
+        assert found[-1].end == 9
 
     def test_a_reader_that_polls_has_the_rows_too(self, stores: StoreHarness) -> None:
         """When a message is there, the progress that it tells of is there."""
@@ -79,7 +118,7 @@ class FeedContract:
             owner.store.write_progress({0: Progress(end, b"12345678", end)})
             owner.feed.publish([message(0, end - 1, end)])
             owner.store.sync()
-            assert [found.end for found in polled(reader.feed, 1)] == [end]
+            assert [claim.end for claim in claims(polled(reader.feed, 1))] == [end]
             assert reader.store.read_progress()[0].end >= end
 
     def test_the_feed_is_bounded_and_shows_what_is_missing(self, stores: StoreHarness) -> None:
@@ -94,8 +133,8 @@ class FeedContract:
                 owner.store.sync()
         owner.store.sync()
         found = polled(feed, stores.feed_messages_max)
-        assert [one.end for one in found] == list(range(count - stores.feed_messages_max, count))
-        assert found[0].after > -1
+        assert [claim.end for claim in claims(found)] == list(range(count - stores.feed_messages_max, count))
+        assert claims(found)[0].after > -1
 
     def test_the_feed_goes_on_with_the_next_owner(self, stores: StoreHarness) -> None:
         """A reader misses nothing when the owner is another one."""
@@ -107,4 +146,4 @@ class FeedContract:
             owner.store.sync()
             owner.store.close()
             owner = stores.owner()
-        assert [one.end for one in polled(feed, 6)] == list(range(6))
+        assert [claim.end for claim in claims(polled(feed, 6))] == list(range(6))

@@ -241,11 +241,10 @@ class Service:
 
     # --- what it said
 
-    def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        """The lines of the log since the last start that are events (of this name), in order."""
+    def events(self, name: str | None = None, *, every_start: bool = False) -> list[dict[str, Any]]:
+        """The lines of the log since the last start, or since the first, that are events (of this name), in order."""
         found = []
-        path = self._file("log")
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        for line in self.said(every_start=every_start).splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
@@ -254,12 +253,18 @@ class Service:
                 found.append(event)
         return found
 
+    def said(self, *, every_start: bool = False) -> str:
+        """The log since the last start, or since the first."""
+        starts = range(1 if every_start else self._starts, self._starts + 1)
+        paths = [self._file("log", start) for start in starts]
+        return "\n".join(path.read_text(errors="replace") for path in paths if path.exists())
+
     def log_tail(self, lines: int = LOG_LINES_SHOWN) -> str:
         """The end of the log since the last start."""
-        return "\n".join(self._file("log").read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.said().splitlines()[-lines:])
 
-    def _file(self, kind: str) -> Path:
-        return Path(self._folder.name) / f"{self._starts}.{kind}"
+    def _file(self, kind: str, start: int | None = None) -> Path:
+        return Path(self._folder.name) / f"{self._starts if start is None else start}.{kind}"
 
     def __enter__(self) -> "Service":
         return self
