@@ -466,10 +466,9 @@ PLANTS = [
         {ALARM},
         **on_cassandra((ActorRows, "_statements", bare_statements), (ActorRows, "read", trusting)),
     ),
-    Plant("an own count behind its edge believed", {ALARM}, **on_cassandra((ActorRows, "read", trusting))),
     Plant(
         "rows in Cassandra timed by the clock",
-        {ALARM, COUNTS, EDGES},
+        {ALARM, COUNTS, EDGES, NEGATIVE, LISTS, LISTS_END},
         **on_cassandra((cassandra_statements.Mutations, "_timestamp", timed_by_the_clock)),
     ),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
