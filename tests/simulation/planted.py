@@ -174,11 +174,6 @@ Own = Collection[ShardKey]
 ActorsRead = tuple[dict[EdgeKey, Edge], dict[ShardKey, Shard]]
 
 
-def trusting(rows: ActorRows, edges: Mapping[EdgeKey, ShardKey], own: Own) -> ActorsRead:
-    """An edge ahead of its own count is taken as it is: the other replicas are not asked."""
-    return rows._read(edges, own)
-
-
 def counts_after_edges(rows: ActorRows, edges: Mapping[EdgeKey, ShardKey], own: Own) -> ActorsRead:
     """The edges by one statement, the own counts by another."""
     found = edges_alone(rows, edges, own)
@@ -208,15 +203,6 @@ def without_own_counts(statement: Bound) -> Bound:
     wanted = [row for row in asked_of(statement)[1] if row[0] != cassandra_statements.OWN_COUNTS]
     statement.values = [statement.values[0], cassandra_statements.encode_rows(wanted)]
     return statement
-
-
-def bare_statements(rows: ActorRows, edges: Keys, own: Own, consistency: int | None) -> Iterator[Any]:
-    """Only the first statement of an actor asks for the own counts."""
-    seen: set[str] = set()
-    for statement in _actor_statements(rows, edges, own, consistency):
-        actors = set(asked_of(statement)[0])
-        yield without_own_counts(statement) if actors <= seen else statement
-        seen |= actors
 
 
 _actor_statements = ActorRows._statements
@@ -461,11 +447,6 @@ PLANTS = [
     Plant("own counts read before the edges", {ALARM}, **on_cassandra((ActorRows, "read", counts_before_edges))),
     Plant("own counts in a mutation of their own", {ALARM}, **on_cassandra((simulated_cassandra, "CassandraStore", EdgesThenCounts))),
     Plant("own counts with the first piece only", {ALARM}, **on_cassandra((cassandra, "batches", counts_with_the_first_piece))),
-    Plant(
-        "a statement without the own counts",
-        {ALARM},
-        **on_cassandra((ActorRows, "_statements", bare_statements), (ActorRows, "read", trusting)),
-    ),
     Plant(
         "rows in Cassandra timed by the clock",
         {ALARM, COUNTS, EDGES, NEGATIVE, LISTS, LISTS_END},

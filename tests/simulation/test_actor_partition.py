@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.simulation.planted import without_own_counts
 from watertower.backends.cassandra_edges import ActorRows
 from watertower.core.fold import Touched
 from watertower.core.model import Edge, EdgeKey, Kind, Metric, Shard, ShardKey
@@ -17,6 +18,7 @@ from watertower.core.sharding import partition_of
 from watertower.ports import LogIdentity, StoreIdentity
 from watertower.testing.simulator import cassandra
 from watertower.testing.simulator.cluster import REPLICAS, Cluster
+from watertower.testing.simulator.cql import Bound
 from watertower.testing.simulator.faults import KINDS, Faults
 from watertower.testing.simulator.kernel import VirtualTimeLoop, blocking
 
@@ -100,6 +102,30 @@ def test_a_flush_reads_both_or_neither(scene: Scene, monkeypatch: pytest.MonkeyP
     for pair, offset in (((1, 2), BEFORE), ((0, 1), FLUSHED_TO), ((1, 2), FLUSHED_TO)):
         scene.replicas.next = [pair]
         assert scene.read() == (offset, offset)
+
+
+def test_each_statement_of_a_long_read_asks_for_the_count(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first statement is answered by those that do not have the flush, the second by one that has: its count is taken, too. Without it
+    an edge would be ahead of the count."""
+    trust(monkeypatch)
+    scene.replicas.next = [(1, 2), (0, 1)]
+    assert scene.read() == (FLUSHED_TO, FLUSHED_TO)
+
+
+def test_a_long_read_that_asks_for_the_count_once_would_show_an_edge_ahead(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers."""
+    trust(monkeypatch)
+
+    def once(rows: ActorRows, *arguments: Any) -> Iterator[Bound]:
+        first, *others = statements(rows, *arguments)
+        assert others
+        yield first
+        yield from map(without_own_counts, others)
+
+    statements = ActorRows._statements
+    monkeypatch.setattr(ActorRows, "_statements", once)
+    scene.replicas.next = [(1, 2), (0, 1)]
+    assert scene.read() == (FLUSHED_TO, BEFORE)
 
 
 def test_a_reader_settles_what_its_pages_repaired(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
