@@ -1,6 +1,7 @@
 """How statements reach Cassandra: retries, bounds, errors; the first part without a node."""
 
 import gc
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,17 @@ _DRIVER_LEAVES_SOCKETS = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 QUORUM_LOST = Unauthorized("Unable to perform authorization of permissions: Cannot achieve consistency level LOCAL_QUORUM")
+
+
+@pytest.fixture(autouse=True)
+def _driver_collected() -> Iterator[None]:
+    """What the driver left is collected here, where the warnings are expected: its log records would keep it alive for the next test."""
+    logger = logging.getLogger("cassandra")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
+    gc.collect()
 
 
 class _Future:
@@ -189,7 +201,6 @@ def test_an_unreachable_node_is_waited_for() -> None:
         connect(CassandraSettings(port=1, connect_timeout_ms=1_000))
     with pytest.raises(BackendUnavailable, match=r"waiting for Cassandra at no-such-host.invalid:1"):
         connect(CassandraSettings(contact_points=("no-such-host.invalid",), port=1, connect_timeout_ms=1_000))
-    gc.collect()  # here, where the warning is expected
 
 
 def test_the_password_is_not_in_the_settings_text() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from kafka import KafkaProducer
 
-from tests.contract.kafka_harnesses import CLOCK, KafkaFeedHarness, new_settings
+from tests.contract.kafka_harnesses import CLOCK, IGNORE_SOCKETS, KafkaFeedHarness, new_settings
 from watertower.backends.kafka_feed import KafkaFeedReader
 from watertower.backends.kafka_slices import SLICE_ENTRIES_MAX
 from watertower.codec import encode_feed
@@ -16,7 +16,7 @@ from watertower.testing.contract_feed import FeedContract, assert_same, message,
 from watertower.testing.contract_store import PARTITIONS, WAIT_S
 from watertower.testing.engines import KafkaEngine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, IGNORE_SOCKETS]
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import random
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from tests.contract.kafka_harnesses import CLOCK, new_settings
+from tests.contract.kafka_harnesses import CLOCK, IGNORE_SOCKETS, collect_sockets, new_settings, until
 from watertower.backends.kafka_client import KafkaSettings, admin
 from watertower.backends.kafka_feed import KafkaFeed, KafkaFeedReader
 from watertower.backends.kafka_reader import KafkaLogReader
@@ -19,7 +20,15 @@ from watertower.testing.engines import KafkaEngine, kafka
 from watertower.testing.engines.fixtures import engine_or_skip
 from watertower.testing.service import free_port
 
+pytestmark = IGNORE_SOCKETS
+
 SAFE = {"unclean.leader.election.enable": "false", "cleanup.policy": "delete", "min.insync.replicas": "2", "max.message.bytes": "3000000"}
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets_left() -> Iterator[None]:
+    yield
+    collect_sockets()
 
 
 # --- conditions
@@ -144,6 +153,7 @@ def test_a_topic_made_again_is_another_log(kafka_engine: KafkaEngine) -> None:
     first = log_identity(settings, CLOCK)
     client = admin(settings, CLOCK)
     client.delete_topics([settings.log_topic])
+    until(lambda: settings.log_topic not in client.list_topics())
     client.close()
     create_topics(settings, TopicsPlan(2), CLOCK)
     assert log_identity(settings, CLOCK).log_id != first.log_id
@@ -153,7 +163,7 @@ def test_a_topic_made_again_is_another_log(kafka_engine: KafkaEngine) -> None:
 def test_a_wrong_password_or_certificate_is_told_apart() -> None:
     """Each is refused with the settings to look at; the right ones work over TLS with a password."""
     with engine_or_skip(kafka(secure=True, own=True)) as engine:
-        right = replace(new_settings(engine), connect_timeout_ms=2_000)
+        right = replace(new_settings(engine), connect_timeout_ms=8_000)
         create_topics(right, TopicsPlan(2), CLOCK)
         writer = KafkaLogWriter(right, CLOCK)
         assert writer.append(0, b"x", 1).result(60) == 0
@@ -166,5 +176,5 @@ def test_a_wrong_password_or_certificate_is_told_apart() -> None:
             ({"ssl_ca_file": "/nowhere.pem"}, "'/nowhere.pem' cannot be read"),
         ):
             with pytest.raises(StartRefused, match=message) as refusal:
-                log_identity(replace(right, **changes), CLOCK)  # type: ignore[arg-type]
+                log_identity(replace(right, **({"connect_timeout_ms": 4_000} | changes)), CLOCK)  # type: ignore[arg-type]
             assert "wrong-word" not in str(refusal.value)

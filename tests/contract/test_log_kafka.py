@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from tests.contract.kafka_harnesses import CLOCK, PARTITIONS, KafkaLogHarness, new_settings, owner_process, until
+from tests.contract.kafka_harnesses import CLOCK, IGNORE_SOCKETS, PARTITIONS, KafkaLogHarness, new_settings, owner_process, until
 from watertower.backends.kafka_client import RECORD_BYTES_MAX, admin
 from watertower.backends.kafka_reader import KafkaLogReader
 from watertower.errors import BackendRefused
 from watertower.testing.contract_log import WAIT_S, LogContract, append, at_hand, read_all
 from watertower.testing.engines import KafkaEngine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, IGNORE_SOCKETS]
 
 ALL = frozenset(range(PARTITIONS))
 

@@ -116,7 +116,7 @@ def test_an_actor_with_many_edges_has_its_counts_in_every_piece(
     stores: CassandraHarness, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a piece lands alone, the count is there too."""
-    monkeypatch.setattr(cassandra_statements, "BATCH_BYTES_MAX", 100)
+    monkeypatch.setattr(cassandra_statements, "PACKED_BATCH_BYTES_MAX", 100)
     monkeypatch.setattr(cassandra_statements, "PARTITION_BATCH_ROWS_MAX", 6)
     log = [record(0, 0, [("a", kind, f"s{n}", "", True, 5) for n in range(12) for kind in (Kind.FOLLOW, Kind.LIKE)])]
     apply(*stores.owner(), log)

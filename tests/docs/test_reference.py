@@ -39,9 +39,10 @@ def limits_in_code() -> Iterator[tuple[str, int]]:
         if {"v1", "testing", "debut"} & set(path.relative_to(SOURCES).parts):
             continue
         for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and LIMIT_NAME.fullmatch(node.targets[0].id):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+            if isinstance(target, ast.Name) and LIMIT_NAME.fullmatch(target.id):
                 value = eval(compile(ast.Expression(node.value), str(path), "eval"), {})
-                yield node.targets[0].id, value
+                yield target.id, value
 
 
 def logged_in_code() -> dict[str, set[str]]:

@@ -55,7 +55,7 @@ class CassandraSettings:
 
 
 class _ExpectedWarnings(logging.Filter):
-    """Drops what a node says of every batch that is worth sending (cassandra_statements.BATCH_BYTES_MAX): the driver would log each."""
+    """Drops what a node says of every batch that is worth sending (PACKED_BATCH_BYTES_MAX): the driver would log each."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(("Server warning: Batch for", "Server warning: Unlogged batch covering"))

@@ -25,7 +25,7 @@ ACTOR_METRICS: Final = frozenset(ACTOR_METRIC.values())
 SHARED_PART: Final = -1
 """The `part` of a list's bucket 0, which all shards share."""
 
-BATCH_BYTES_MAX: Final = 10_240
+PACKED_BATCH_BYTES_MAX: Final = 10_240
 """Bytes of the values in one batch over several partitions, about. A node warns from 5 KiB and refuses from 50 KiB, of larger sums."""
 
 PARTITION_BATCH_BYTES_MAX: Final = 131_072
@@ -186,11 +186,11 @@ def batches(partitions: Iterable[Partition]) -> Iterator[Statement]:
     first: PartitionKey = b""
     for key, mutations, repeated in partitions:
         size = sum([sum(map(len, values)) for _, _, values in mutations])
-        if size > BATCH_BYTES_MAX:
+        if size > PACKED_BATCH_BYTES_MAX:
             for piece in _pieces(mutations, repeated):
                 yield _batch(key, piece)
             continue
-        if packed and packed_bytes + size > BATCH_BYTES_MAX:
+        if packed and packed_bytes + size > PACKED_BATCH_BYTES_MAX:
             yield _batch(first, packed)
             packed, packed_bytes = [], 0
         if not packed:

@@ -10,6 +10,7 @@ the service's own log, each kind of message at most once in LOG_INTERVAL_S: it r
 
 import logging
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from kafka import errors
 from kafka.admin import KafkaAdminClient
 from kafka.codec import has_lz4, has_zstd
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.selector import NetworkSelector
 
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
@@ -64,6 +66,7 @@ _REFUSALS = (
     errors.NoOffsetForPartitionError,
 )
 
+_DIRECT = "direct"
 _ADDRESS = re.compile(r"\S+:\d{1,5}")
 _Client = TypeVar("_Client")
 
@@ -118,6 +121,7 @@ class KafkaSettings:
             "bootstrap_timeout_ms": self.connect_timeout_ms,
             "request_timeout_ms": self.request_timeout_ms,
             "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MS_MAX,
+            "proxy_url": f"{_DIRECT}://",
         }
         if self.security_protocol.startswith("SASL"):
             configs |= {
@@ -128,6 +132,21 @@ class KafkaSettings:
         if self.security_protocol.endswith("SSL") and self.ssl_ca_file:
             configs["ssl_cafile"] = self.ssl_ca_file
         return configs
+
+
+class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the driver has no types
+    """Closes a socket that does not connect. The driver leaves it to the garbage collector, and an outage makes one a second: a process
+    that waits quietly would run out of files. It is the driver's own way to be told how to connect: a scheme of a proxy's URL."""
+
+    SCHEMES = (_DIRECT,)
+
+    async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> socket.socket:
+        try:
+            connected: socket.socket = await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+        return connected
 
 
 class DriverLog(logging.Handler):

@@ -29,7 +29,7 @@ SLICE = "slice"
 LINGER_MS = 2
 """ms that the first record of a publish waits for the others: they go out together instead of in two requests."""
 
-POLL_RECORDS_MAX = 2_000
+FEED_POLL_RECORDS_MAX = 2_000
 """Records that one poll takes, about: what is left comes with the next one."""
 
 SKIPPED_LOG_INTERVAL_S = 10.0
@@ -106,7 +106,7 @@ class KafkaFeedReader:
                 self._started = True
                 return []
             found: list[Any] = []
-            while len(found) < POLL_RECORDS_MAX and (records := self._client.poll(0)):
+            while len(found) < FEED_POLL_RECORDS_MAX and (records := self._client.poll(0)):
                 found += (record for of_place in records.values() for record in of_place)
         return [message for record in found if (message := self._message(record)) is not None]
 

@@ -11,21 +11,27 @@ from watertower.core.sharding import PARTITIONS_MAX
 from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ports import Clock, LogIdentity
 
+RETRY_S = 0.1
+"""Seconds between two looks at topics that were just made."""
+
 CREATE_TIMEOUT_MS = 30_000
 """ms that the brokers may take to create topics."""
 
 REPLICAS_FOR_QUORUM = 3
 """From so many replicas on, an acknowledgement must mean two of them."""
 
-BROKER_DEFAULT = -1
+BROKERS_CHOICE = -1
 """A replication factor that leaves the choice to the brokers' own setting."""
+
+
+_NOT_THERE = (errors.UnknownTopicOrPartitionError.errno, errors.LeaderNotAvailableError.errno)
 
 
 class TopicsPlan(NamedTuple):
     """What `create_topics` makes."""
 
     partitions: int = 64  # of every topic; fixed for good: another number would move actors to other writers
-    replication_factor: int = BROKER_DEFAULT
+    replication_factor: int = BROKERS_CHOICE
     log_retention_ms: int = 7 * 24 * 3_600_000  # ms that events stay in the log
     feed_retention_ms: int = 3_600_000  # ms that messages stay on the counts feed
 
@@ -56,9 +62,11 @@ def create_topics(settings: KafkaSettings, plan: TopicsPlan, clock: Clock) -> di
     try:
         with translated("the topics cannot be created"):
             present = _describe(client, retentions)
-            made = [name for name in retentions if name not in present]
-            _create(client, {name: retentions[name] for name in made}, plan)
-            states = _describe(client, retentions)
+            made = _create(client, {name: retentions[name] for name in retentions if name not in present}, plan)
+            deadline_s = clock.monotonic_s() + CREATE_TIMEOUT_MS / 1e3
+            # A broker may know of a topic a little later than the one that made it.
+            while len(states := _describe(client, retentions)) < len(retentions) and clock.monotonic_s() < deadline_s:
+                clock.sleep(RETRY_S)
     finally:
         client.close()
     for name in retentions:
@@ -113,12 +121,13 @@ def _check(topic: str, state: TopicState) -> None:
         )
 
 
-def _create(client: KafkaAdminClient, retentions: Mapping[str, int], plan: TopicsPlan) -> None:
+def _create(client: KafkaAdminClient, retentions: Mapping[str, int], plan: TopicsPlan) -> set[str]:
+    """Makes topics; returns those that nobody else had made in between."""
     if not retentions:
-        return
+        return set()
     replicas = plan.replication_factor
     safe = {"unclean.leader.election.enable": "false"}
-    if replicas == BROKER_DEFAULT:
+    if replicas == BROKERS_CHOICE:
         replicas = _default_replicas(client)
     if replicas >= REPLICAS_FOR_QUORUM:
         safe["min.insync.replicas"] = str(REPLICAS_FOR_QUORUM - 1)
@@ -149,6 +158,7 @@ def _create(client: KafkaAdminClient, retentions: Mapping[str, int], plan: Topic
         if error not in (errors.NoError, errors.TopicAlreadyExistsError):
             raise error(topic["error_message"])
     client.wait_for_topics(list(retentions), timeout_ms=CREATE_TIMEOUT_MS)
+    return {topic["name"] for topic in response["topics"] if topic["error_code"] == errors.NoError.errno}
 
 
 def _default_replicas(client: KafkaAdminClient) -> int:
@@ -159,10 +169,10 @@ def _default_replicas(client: KafkaAdminClient) -> int:
 
 
 def _describe(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, TopicState]:
-    """The topics that exist."""
+    """The topics that exist, with leaders for their partitions."""
     found = {topic["name"]: topic for topic in client.describe_topics(list(topics))}
     for topic in found.values():
-        if topic["error_code"] not in (errors.NoError.errno, errors.UnknownTopicOrPartitionError.errno):
+        if topic["error_code"] not in (errors.NoError.errno, *_NOT_THERE):
             raise errors.for_code(topic["error_code"])(topic["name"])
     present = [name for name, topic in found.items() if topic["error_code"] == errors.NoError.errno]
     if not present:
@@ -176,4 +186,5 @@ def _describe(client: KafkaAdminClient, topics: Iterable[str]) -> dict[str, Topi
             {key: str(config["value"]) for key, config in configs[name].items()},
         )
         for name in present
+        if configs[name]  # nothing is said of a topic that went just now
     }

@@ -32,7 +32,7 @@ from watertower.ports import Clock, LogIdentity
 BATCH_BYTES = 256 * 2**10
 """Bytes up to which records of one partition that wait go out as one batch. (A larger record goes alone.)"""
 
-REQUEST_BYTES_MAX = 2 * RECORD_BYTES_MAX
+REQUEST_BYTES_MAX = 4 * 2**20
 """Bytes of one request to a broker, about."""
 
 APPENDED_AT = "appended_at"
