@@ -37,6 +37,9 @@ AWAY = [
     pytest.param(AWAY_S, marks=[pytest.mark.storm, pytest.mark.timeout(900)]),
 ]
 
+WRITER_PAUSE_S = 0.2
+"""Between two calls of a writer: what is not applied meanwhile must not be what is waited for afterwards."""
+
 WAYS = ("killed", "frozen")
 
 
@@ -96,7 +99,7 @@ def test_kafka_away(
     with running(own_kafka, own_cassandra, tmp_path) as roles, contextlib.ExitStack() as calls:
         writer = calls.enter_context(writing(roles.write_target))
         reader = calls.enter_context(reading(roles.queries[0].read_target))
-        with Writers(roles.write_target, 2, rng, world, pause_s=0.05) as writers:
+        with Writers(roles.write_target, 2, rng, world, pause_s=WRITER_PAUSE_S) as writers:
             wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
             read_counts(reader, world.entities[:20])
             with away(own_kafka.nodes[0], way):
@@ -139,7 +142,7 @@ def test_cassandra_away(
     with (
         running(own_kafka, own_cassandra, tmp_path, query_cache_age_ms_max=5_000) as roles,
         contextlib.ExitStack() as calls,
-        Writers(roles.write_target, 2, rng, world, pause_s=0.05) as writers,
+        Writers(roles.write_target, 2, rng, world, pause_s=WRITER_PAUSE_S) as writers,
     ):
         reader = calls.enter_context(reading(roles.queries[0].read_target))
         wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
