@@ -10,6 +10,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.contract.cassandra_harness import connect
 from tests.contract.kafka_harnesses import CLOCK, new_settings
@@ -43,7 +44,7 @@ def keyspace(engine: CassandraEngine, identity: LogIdentity) -> Iterator[Cassand
     try:
         migrate(connection, StoreIdentity(identity, 1), {engine.local_datacenter: min(len(engine.nodes), 3)})
         yield connection
-        connection.query(f"DROP KEYSPACE {name}")
+        connection.query(f"DROP KEYSPACE IF EXISTS {name}")
     finally:
         connection.close()
 
@@ -144,7 +145,9 @@ def test_edges_that_reached_one_node_of_three() -> None:
             "first-back": first.resume,
         }
         scanner = CassandraScanner(connection)
-        assert violation(schedule, partition, log, lambda: CassandraStore(connection), scanner, events, between=between) == ""
+        with capture_logs() as said:
+            assert violation(schedule, partition, log, lambda: CassandraStore(connection), scanner, events, between=between) == ""
+        assert "flush_failed" in {one["event"] for one in said}  # A's, half-way
         for node in engine.nodes:
             node.pause()
             assert seen(scanner, partition) == recount(events)

@@ -458,7 +458,6 @@ PLANTS = [
         {ALARM},
         **on_cassandra((ActorRows, "_statements", bare_statements), (ActorRows, "read", trusting)),
     ),
-    Plant("an own count behind its edge believed", {ALARM}, **on_cassandra((ActorRows, "read", trusting))),
     Plant(
         "rows in Cassandra timed by the clock",
         {ALARM, COUNTS, EDGES},

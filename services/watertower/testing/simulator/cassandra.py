@@ -25,10 +25,10 @@ from watertower.testing.simulator.kernel import wait
 LIMITS = {
     (cassandra_edges, "READ_KEYS_MAX"): 2,
     (cassandra_reader, "READ_KEYS_MAX"): 2,
-    (cassandra_reader, "_PAGE_ROWS"): 3,
+    (cassandra_reader, "_PAGE_ROWS"): 2,
     (cassandra_reader, "_PARTITIONS_AT_ONCE"): 2,
-    (cassandra_statements, "BATCH_BYTES_MAX"): 160,
-    (cassandra_statements, "PARTITION_BATCH_ROWS_MAX"): 3,
+    (cassandra_statements, "BATCH_BYTES_MAX"): 100,
+    (cassandra_statements, "PARTITION_BATCH_ROWS_MAX"): 2,
 }
 """What is smaller in a run than in the product, so that reads come in several statements and pages, and mutations in several pieces."""
 

@@ -1,7 +1,7 @@
 """The clients of a run: callers of ingest that repeat themselves, and readers of query that hold every answer against the reference."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,6 +11,7 @@ from watertower.core.positions import decode_position
 from watertower.core.sharding import partition_of
 from watertower.errors import BackendUnavailable, CallRefused
 from watertower.testing.simulator.processes import IngestNode, QueryNode
+from watertower.testing.simulator.reference import EdgeName
 from watertower.testing.simulator.world import Broken, Event, World
 from watertower.v1 import common_pb2, reader_pb2, writer_pb2
 
@@ -134,6 +135,15 @@ class Readers:
             if node.service is not None:
                 await self.read(node, rng)
 
+    async def run_lists(self) -> None:
+        """Another reader, for what actors act on: in Cassandra these are the reads that come in pages."""
+        rng = self._world.rng("reader of lists")
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / 0.3))
+            node = rng.choice(self._nodes)
+            if node.service is not None:
+                await self.list_subjects(node, rng.choice(ACTORS), rng.choice(list(Kind)))
+
     async def read(self, node: QueryNode, rng: Any) -> None:
         what = rng.random()
         if what < 0.7:
@@ -197,7 +207,7 @@ class Readers:
                 raise Broken("edges are of their position", f"{actor} {kind.name} {subject} {active} at or after {since}")
 
     async def list_actors(self, node: QueryNode, subject: str, kind: Kind) -> None:
-        service, world = node.service, self._world
+        service = node.service
         if service is None:
             return
         request = reader_pb2.ListActorsRequest(subject=subject, kind=int(kind), page_size=1_000)  # type: ignore[arg-type]
@@ -207,21 +217,37 @@ class Readers:
         if answer is None or node.service is not service:
             return
         position = node.saw(answer.freshness, seen).offsets
-        shown = {(item.actor, item.ref): item.occurred_at.ToMicroseconds() for item in answer.items}
-        for (actor, of_kind, of_subject, ref), history in world.reference.edges.items():
-            if (of_kind, of_subject) != (kind, subject):
+        shown = {(item.actor, int(kind), subject, item.ref): item.occurred_at.ToMicroseconds() for item in answer.items}
+        self._check_list(f"{kind.name} of {subject}", shown, lambda edge: edge[1:3] == (kind, subject), position)
+
+    async def list_subjects(self, node: QueryNode, actor: str, kind: Kind) -> None:
+        service = node.service
+        if service is None:
+            return
+        request = reader_pb2.ListSubjectsRequest(actor=actor, kind=int(kind), page_size=1_000)  # type: ignore[arg-type]
+        context: Any = None
+        seen = node.seen()
+        answer = await self._ask(node, service.list_subjects(request, context))
+        if answer is None or node.service is not service:
+            return
+        position = node.saw(answer.freshness, seen).offsets
+        shown = {(actor, int(kind), item.subject, item.ref): item.occurred_at.ToMicroseconds() for item in answer.items}
+        self._check_list(f"{kind.name} by {actor}", shown, lambda edge: edge[:2] == (actor, kind), position)
+
+    def _check_list(self, what: str, shown: dict[EdgeName, int], belongs: Callable[[EdgeName], bool], position: Mapping[int, int]) -> None:
+        """`shown`: when each edge of the list occurred. It is used up."""
+        for edge, history in self._world.reference.edges.items():
+            if not belongs(edge):
                 continue
-            states: list[Any] = history.since(position.get(partition_of(actor, world.partitions), -1))
-            at = shown.pop((actor, ref), None)
+            states: list[Any] = history.since(position.get(partition_of(edge[0], self._world.partitions), -1))
+            at = shown.pop(edge, None)
             # While an edge changes, its old row, its new one, both or none may show.
             if len(states) == 1 and at != (states[0].occurred_at if _active(states[0]) else None):
-                raise Broken("lists are of their position", f"{kind.name} of {subject}: {actor} {ref} at {at}, not {states[0]}")
+                raise Broken("lists are of their position", f"{what}: {edge} at {at}, not {states[0]}")
             if at is not None and not any(_active(state) and state.occurred_at == at for state in states):
-                raise Broken(
-                    "lists are of their position", f"{kind.name} of {subject}: {actor} {ref} at {at}, never since {dict(position)}"
-                )
+                raise Broken("lists are of their position", f"{what}: {edge} at {at}, never since {dict(position)}")
         if shown:
-            raise Broken("lists are of their position", f"{kind.name} of {subject}: {shown} never were")
+            raise Broken("lists are of their position", f"{what}: {shown} never were")
 
 
 def _active(state: Any) -> bool:

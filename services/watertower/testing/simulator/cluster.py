@@ -199,6 +199,7 @@ class _Writing(_Statement):
                 self._chosen = [faults.stream("write_on_one_replica").randrange(REPLICAS)]
             elif len(self._mutation) > 1 and faults.strikes("mutation_on_one_replica"):
                 self._chosen = [faults.stream("mutation_on_one_replica").randrange(REPLICAS)]
+                self._attempt = ATTEMPTS  # who wrote it gives up at once, and what it left behind is met soon
         late_s = faults.stream("write_applied_late").uniform(TIMEOUT_S, 30.0) if faults.strikes("write_applied_late") else 0.0
         for replica in self._chosen:
             if late_s:

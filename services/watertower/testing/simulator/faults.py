@@ -55,7 +55,7 @@ KINDS = {
     # the embedded store
     "sync_failed": 0.02,
     # an actor's partition in Cassandra
-    "mutation_on_one_replica": 0.03,
+    "mutation_on_one_replica": 0.06,
 }
 """Every kind with its rate: per message, per call, per step of a flush, per round of the nemesis, or per run (the log's last five)."""
 

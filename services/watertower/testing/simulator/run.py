@@ -128,6 +128,8 @@ async def _day(world: World, scenario: Scenario) -> None:
     callers, readers = Callers(world, ingests, scenario.calls), Readers(world, queries)
     calling = [world.spawn(callers.run(n)) for n in range(3)]
     reading = [world.spawn(readers.run(n)) for n in range(3)]
+    if world.cassandra:
+        reading.append(world.spawn(readers.run_lists()))
     observer = world.spawn(_observe(world, queries))
     nemesis = world.spawn(_nemesis(world, ingests, projectors, queries))
     await asyncio.gather(*calling)
