@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 import structlog
 
 from watertower import failpoints
-from watertower.codec import UndecodableRecord, decode_batch, record_id
+from watertower.codec import ForeignRecord, UndecodableRecord, decode_batch, record_id
 from watertower.config import ProjectorSettings
 from watertower.core.backoff import full_jitter
 from watertower.core.fold import Flush, ShardBehindEdge, fold, touched
-from watertower.core.model import Progress, Record
-from watertower.errors import BackendUnavailable
+from watertower.core.model import EventBatch, Progress, Record
+from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.ports import Clock, CountsFeed, FeedMessage, LogReader, LogRecord, Store
 from watertower.projector.start import check_identity, resume_points
 
 _COMMIT_INTERVAL_S = 0.5
 """Seconds between two commits to the log. They are a convenience (the log drops what lies behind), so they need not be frequent."""
+
+
+_NO_EVENTS = EventBatch((), b"", (), (), b"", ())
 
 
 class Step(NamedTuple):
@@ -161,15 +164,28 @@ class Projector:
     # --- reading the log
 
     def _fill(self) -> None:
-        """Reads and decodes what comes next. A record that this version cannot decode stops its partition."""
+        """Reads and decodes what comes next. A record that this version cannot decode stops its partition, unless it is none of ours."""
         for raw in self._log.read(self._read_to, self._settings.flush_records_max, self._settings.flush_bytes_max):
             if raw.partition in self.stopped:
                 continue
             try:
-                self._pending.append(_decoded(raw))
-                self._read_to[raw.partition] = raw.offset
+                record = _decoded(raw)
             except UndecodableRecord as error:
-                self._stop_partition(raw.partition, f"record at offset {raw.offset}: {error}", rewind=False)
+                if not (isinstance(error, ForeignRecord) and self._set_aside(raw, error)):
+                    self._stop_partition(raw.partition, f"record at offset {raw.offset}: {error}", rewind=False)
+                    continue
+                record = Record(raw.partition, raw.offset, record_id(raw.payload), raw.appended_at, _NO_EVENTS)
+            self._pending.append(record)
+            self._read_to[raw.partition] = raw.offset
+
+    def _set_aside(self, raw: LogRecord, error: ForeignRecord) -> bool:
+        """Whether the log keeps a record that no ingest wrote for people to look at; then it counts as one without events."""
+        try:
+            self._log.set_aside(raw, str(error))
+        except BackendRefused:
+            return False
+        self._logger.error("record_set_aside", partition=raw.partition, offset=raw.offset, reason=str(error))
+        return True
 
     def _take(self) -> list[Record]:
         """Whole records, up to flush_events_max events, at least one record if there is any."""
