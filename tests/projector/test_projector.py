@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,10 @@ from watertower.core.model import EventBatch, Kind, Metric, Progress, Shard
 from watertower.core.sharding import partition_of
 from watertower.errors import BackendRefused, StartRefused
 from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+
+
+from watertower.errors import StartRefused
+from watertower.ports import FeedMessage, LogIdentity, LogRecord, StoreIdentity
 from watertower.projector.projector import Projector
 from watertower.testing.clock import FakeClock
 
@@ -38,11 +42,18 @@ def of_a_later_version() -> bytes:
 
 
 class GroupLog(MemoryLog):
-    """Its partitions come and go."""
+    """Its partitions come and go; it may be far away."""
 
     def __init__(self, identity: LogIdentity) -> None:
         super().__init__(identity)
         self.assigned = frozenset(range(identity.partitions))
+        self.far = False
+        """Whether only every other read finds something at hand."""
+        self._at_hand = False
+
+    def read(self, after: Mapping[int, int], records_max: int, bytes_max: int) -> list[LogRecord]:
+        self._at_hand = not self.far or not self._at_hand
+        return super().read(after, records_max, bytes_max) if self._at_hand else []
 
     def owned(self) -> frozenset[int]:
         return self.assigned
@@ -158,9 +169,12 @@ def test_a_flush_that_failed_leaves_nothing_behind(bench: Bench, point: str) -> 
     assert [(m.after, m.end) for m in bench.messages() if m.partition == 0 and m.entities] == [(-1, 0)]
 
 
-def test_retries_wait_longer_up_to_the_cap(tmp_path: Path) -> None:
-    """Reaches retry_cap_ms: no wait is longer, and later ones use the whole interval."""
+@pytest.mark.parametrize("far", [False, True])
+def test_retries_wait_longer_up_to_the_cap(tmp_path: Path, far: bool) -> None:
+    """Reaches retry_cap_ms: no wait is longer, and later ones use the whole interval; also where the log has the records at hand only
+    some steps later, which is no success."""
     bench = Bench(tmp_path, retry_base_ms=10, retry_cap_ms=80)
+    bench.log.far = far
     try:
         bench.projector.start()
         bench.append(0, batch("a"))
@@ -169,8 +183,14 @@ def test_retries_wait_longer_up_to_the_cap(tmp_path: Path) -> None:
         assert waits[0] <= 0.010
         assert 0.040 < max(waits) <= 0.080
         failpoints.disarm()
+        bench.log.far = False
         bench.drain()
         assert bench.followers() == {0: Shard(1, 1, (), 0)}
+        bench.clock.advance(1.0)
+        bench.drain()
+        bench.append(0, batch("b"))
+        failpoints.arm("projector.after_fold=error:1")
+        assert bench.projector.step().wait_s <= 0.010  # the failures before are forgotten
     finally:
         failpoints.disarm()
         bench.close()

@@ -89,7 +89,7 @@ class Projector:
                 self._fill()
             records = self._take()
             events = self._apply(records) if records else 0
-            self._heartbeat(looked_at, busy={record.partition for record in records})
+            nothing_left = self._heartbeat(looked_at, busy={record.partition for record in records})
             self._commit()
         except BackendUnavailable as error:
             self._store.abandon()
@@ -98,7 +98,8 @@ class Projector:
             self._failures += 1
             self._logger.warning("flush_failed", error=str(error), attempt=self._failures, retry_in_s=round(wait_s, 3))
             return Step(0, wait_s)
-        self._failures = 0
+        if records or nothing_left:  # a log that has nothing at hand yet, as right after a rewind, says nothing about the store
+            self._failures = 0
         return Step(events, 0.0 if records else self._settings.poll_idle_ms / 1e3)
 
     def close(self) -> None:
@@ -213,11 +214,12 @@ class Projector:
 
     # --- saying so
 
-    def _heartbeat(self, looked_at: int, busy: set[int]) -> None:
-        """Says on the feed, every heartbeat_ms, up to when the partitions without news are known to have none."""
+    def _heartbeat(self, looked_at: int, busy: set[int]) -> bool:
+        """Says on the feed, every heartbeat_ms, up to when the partitions without news are known to have none. Returns whether that is
+        so of all of them."""
         now = self._clock.monotonic_s()
         if now < self._heartbeat_at or self._pending:
-            return
+            return False
         quiet = {p: end for p, end in self._read_to.items() if p not in busy and end == self._progress[p].end}
         # `looked_at` lies before this look, so that whatever was acknowledged before it would be seen.
         ends = self._log.ends(quiet) if quiet else {}
@@ -228,6 +230,7 @@ class Projector:
             self._feed.publish(FeedMessage(p, end, end, self._as_of[p], (), b"", (), ()) for p, end in quiet.items())
             self._store.sync()
         self._heartbeat_at = now + self._settings.heartbeat_ms / 1e3
+        return quiet.keys() == self._read_to.keys()
 
     def _commit(self, *, now: bool = False) -> None:
         time = self._clock.monotonic_s()
