@@ -28,6 +28,7 @@ from watertower.testing.simulator import cassandra as simulated_cassandra
 from watertower.testing.simulator import replicas
 from watertower.testing.simulator import world as world_module
 from watertower.testing.simulator.cluster import Cluster, Write
+from watertower.testing.simulator.cql import Bound
 from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.log import SimulatedLogWriter
 from watertower.testing.simulator.replicas import ReplicatedStore
@@ -192,13 +193,20 @@ def counts_before_edges(rows: ActorRows, edges: Mapping[EdgeKey, ShardKey], own:
 
 def edges_alone(rows: ActorRows, edges: Keys, own: Own) -> dict[EdgeKey, Edge]:
     statements = [without_own_counts(one) for one in _actor_statements(rows, edges, own, None)]
-    found = rows._connection.run(one for one in statements if one.values[1])
-    return {(actor, kind, subject, ref): cells.decode_edge(cell) for some in found for actor, kind, subject, ref, cell in some}
+    found = rows._connection.run(one for one in statements if asked_of(one)[1])
+    read = {(actor, kind, subject, ref): cells.decode_edge(cell) for some in found for actor, kind, subject, ref, cell in some}
+    return {key: edge for key, edge in read.items() if key in edges}
 
 
-def without_own_counts(statement: Any) -> Any:
-    actors, wanted = statement.values
-    statement.values = actors, tuple(row for row in wanted if row[0] != cassandra_statements.OWN_COUNTS)
+def asked_of(statement: Bound) -> tuple[list[str], list[tuple[int, str, str]]]:
+    """(actors, rows)."""
+    decoded = statement.prepared.table.decoded_list
+    return decoded(("actor",), statement.values[0]), decoded(("kind", "subject", "ref"), statement.values[1])
+
+
+def without_own_counts(statement: Bound) -> Bound:
+    wanted = [row for row in asked_of(statement)[1] if row[0] != cassandra_statements.OWN_COUNTS]
+    statement.values = [statement.values[0], cassandra_statements.encode_rows(wanted)]
     return statement
 
 
@@ -206,7 +214,7 @@ def bare_statements(rows: ActorRows, edges: Keys, own: Own, consistency: int | N
     """Only the first statement of an actor asks for the own counts."""
     seen: set[str] = set()
     for statement in _actor_statements(rows, edges, own, consistency):
-        actors = set(statement.values[0])
+        actors = set(asked_of(statement)[0])
         yield without_own_counts(statement) if actors <= seen else statement
         seen |= actors
 
@@ -460,7 +468,7 @@ PLANTS = [
     ),
     Plant(
         "rows in Cassandra timed by the clock",
-        {ALARM, COUNTS, EDGES},
+        {ALARM, COUNTS, EDGES, NEGATIVE, LISTS, LISTS_END},
         **on_cassandra((cassandra_statements.Mutations, "_timestamp", timed_by_the_clock)),
     ),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),

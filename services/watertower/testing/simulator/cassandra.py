@@ -23,11 +23,13 @@ from watertower.testing.simulator.cql import Asked, Bound, Prepared, Row, Table
 from watertower.testing.simulator.kernel import wait
 
 LIMITS = {
+    (cassandra, "READ_ROWS_MAX"): 6,
+    (cassandra_edges, "READ_ROWS_MAX"): 6,
     (cassandra_edges, "READ_KEYS_MAX"): 2,
     (cassandra_reader, "READ_KEYS_MAX"): 2,
     (cassandra_reader, "_PAGE_ROWS"): 2,
     (cassandra_reader, "_PARTITIONS_AT_ONCE"): 2,
-    (cassandra_statements, "BATCH_BYTES_MAX"): 100,
+    (cassandra_statements, "PACKED_BATCH_BYTES_MAX"): 100,
     (cassandra_statements, "PARTITION_BATCH_ROWS_MAX"): 2,
 }
 """What is smaller in a run than in the product, so that reads come in several statements and pages, and mutations in several pieces."""
@@ -43,8 +45,8 @@ class SimulatedConnection:
         self._cluster = cluster
         self._prepared: dict[bytes, Prepared] = {}
 
-    def prepare(self, query: str) -> Prepared:
-        prepared = Prepared(query)
+    def prepare(self, query: str, page_rows: int | None = None, **literals: int) -> Prepared:
+        prepared = Prepared(query.format(keyspace="{keyspace}", **literals), page_rows)
         self._prepared[prepared.query_id] = prepared
         return prepared
 
@@ -60,7 +62,7 @@ class SimulatedConnection:
         """Of one partition. The next page is on its way while one is used."""
         prepared = statement.prepared
         (asked,) = prepared.asked(statement.values, ())
-        size, place = prepared.fetch_size or 1, prepared.table.place
+        size, place = prepared.page_rows or 1, prepared.table.place
         under_way: asyncio.Future[dict[Row, Any]] | None = self._cluster.reading(_select(prepared.table, asked._replace(limit=size)))
         while under_way is not None:
             found = wait(under_way)

@@ -35,10 +35,27 @@ class Table(NamedTuple):
             return value
         return value.decode() if kind == "text" else int.from_bytes(value, "big", signed=True)
 
+    def decoded_list(self, columns: Sequence[str], value: bytes) -> list[Any]:
+        """A value of `column IN ?`, or, of tuples, `(column, column) IN ?`."""
+        items = _parts(value[4:])
+        if len(columns) == 1:
+            return [self.decoded(columns[0], item) for item in items]
+        return [tuple(map(self.decoded, columns, _parts(item))) for item in items]
+
     def place(self, key: Row) -> tuple[Any, ...]:
         """Orders the rows of a partition. Text is in order of code points, which is that of UTF-8's bytes; a column that descends is a
         number."""
         return tuple(-value if column in self.descending else value for column, value in zip(self.clustering, key, strict=True))
+
+
+def _parts(data: bytes) -> list[bytes]:
+    """What lies one behind the other, each after its length in four bytes."""
+    parts, at = [], 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        parts.append(data[at + 4 : end])
+        at = end
+    return parts
 
 
 @cache
@@ -90,10 +107,12 @@ class _Condition(NamedTuple):
     bound: int  # values that it takes
     literal: int = 0
 
-    def value(self, values: Iterator[Any]) -> Any:
+    def value(self, values: Iterator[Any], table: Table) -> Any:
         if not self.bound:
             return self.literal
         taken = tuple(next(values) for _ in range(self.bound))
+        if self.compare == "IN" and isinstance(taken[0], bytes):
+            taken = (table.decoded_list(self.columns, taken[0]),)
         value = taken if self.bound > 1 or (len(self.columns) > 1 and self.compare != "IN") else taken[0]
         return {*map(tuple, value)} if self.compare == "IN" and len(self.columns) > 1 else value
 
@@ -109,20 +128,20 @@ class Asked(NamedTuple):
 class Prepared:
     """A statement, as the driver gives it to who prepares it."""
 
-    def __init__(self, query: str) -> None:
+    def __init__(self, query: str, page_rows: int | None = None) -> None:
         """Raises NotUnderstood."""
         self.query_id = query.encode()
-        self.is_idempotent = True
-        self.fetch_size: int | None = None
+        self.page_rows = page_rows
         text = query.replace("{keyspace}.", "")
         self._select = re.fullmatch(r"SELECT (?P<columns>.+) FROM (?P<table>\w+)(?: WHERE (?P<where>.+?))?(?P<limit> LIMIT \?)?", text)
-        self._insert = re.fullmatch(r"INSERT INTO (?P<table>\w+) \((?P<columns>.+?)\) VALUES \([?, ]+\) USING TIMESTAMP \?", text)
+        self._insert = re.fullmatch(r"INSERT INTO (?P<table>\w+) \((?P<columns>.+?)\) VALUES \((?P<values>.+)\) USING TIMESTAMP \?", text)
         self._delete = re.fullmatch(r"DELETE FROM (?P<table>\w+) USING TIMESTAMP \? WHERE (?P<where>.+)", text)
         match = self._select or self._insert or self._delete
         if match is None:
             raise NotUnderstood(query)
         self.table = tables()[match["table"]]
         self.columns: Sequence[str] = () if self._delete else match["columns"].split(", ")
+        self._literals = _literals(self.columns, match["values"].split(", ")) if self._insert else {}
         self._conditions = [] if self._insert or not match["where"] else [_condition(one) for one in match["where"].split(" AND ")]
 
     def bind(self, values: Sequence[Any]) -> "Bound":
@@ -132,7 +151,8 @@ class Prepared:
         """The mutation that an INSERT or a DELETE with these values is."""
         table, value = self.table, None
         if self._insert:
-            row = {column: table.decoded(column, one) for column, one in zip(self.columns, values, strict=False)}
+            bound = [column for column in self.columns if column not in self._literals]
+            row = self._literals | {column: table.decoded(column, one) for column, one in zip(bound, values[:-1], strict=True)}
             value, timestamp = row[table.value], values[-1]
         else:
             names = [condition.columns[0] for condition in self._conditions]
@@ -149,7 +169,7 @@ class Prepared:
         of_partition: dict[str, Sequence[Any]] = {}
         tests: list[tuple[list[int], Callable[[Any, Any], bool], Any, bool]] = []
         for condition in self._conditions:
-            value = condition.value(remaining)
+            value = condition.value(remaining, table)
             if condition.columns[0] in table.partition:
                 of_partition[condition.columns[0]] = value if condition.compare == "IN" else [value]
             else:
@@ -181,6 +201,17 @@ class Bound:
     def __init__(self, prepared: Prepared, values: Sequence[Any]) -> None:
         self.prepared, self.values = prepared, values
         self.consistency_level: int | None = None
+
+
+def _literals(columns: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
+    """Those values of an INSERT that are in its text."""
+    found: dict[str, Any] = {}
+    for column, value in zip(columns, values, strict=True):
+        if match := re.fullmatch(r"(\d+)|'([^']*)'", value):
+            found[column] = match[2] if match[1] is None else int(match[1])
+        elif value != "?":
+            raise NotUnderstood(value)
+    return found
 
 
 def _condition(text: str) -> _Condition:
