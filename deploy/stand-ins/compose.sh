@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes `docker compose` (v2) answer where the machine has no package of it: an ordinary Go program, built from its module and kept in the
-# cache, and linked as a plugin of the docker command. Does nothing where it answers already. Needs Go (Debian: golang), about two minutes,
-# and what GOPROXY names.
+# cache, and linked as a plugin of the docker command. Does nothing where it answers already. Needs Go >= 1.21 (which fetches a newer one if
+# the module wants it) and about two minutes.
 set -euo pipefail
 VERSION=v2.40.3
 MODULE=github.com/docker/compose/v2
@@ -19,7 +19,7 @@ program=$CACHE/docker-compose-$VERSION
 started=$SECONDS
 if [[ ! -x $program ]]; then
     if ! command -v go >/dev/null; then
-        echo "docker compose does not answer, and there is no Go to build it: install Docker's compose plugin, or Go (Debian: golang)" >&2
+        echo "docker compose does not answer, and there is no Go to build it: install Docker's compose plugin (v2), or Go >= 1.21" >&2
         exit 1
     fi
     mkdir -p "$CACHE"
