@@ -17,10 +17,6 @@ from watertower.config import ProjectorSettings
 from watertower.core.model import EventBatch, Kind, Metric, Progress, Shard
 from watertower.core.sharding import partition_of
 from watertower.errors import BackendRefused, StartRefused
-from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
-
-
-from watertower.errors import StartRefused
 from watertower.ports import FeedMessage, LogIdentity, LogRecord, StoreIdentity
 from watertower.projector.projector import Projector
 from watertower.testing.clock import FakeClock
