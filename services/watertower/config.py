@@ -105,7 +105,7 @@ class QuerySettings(_Section):
     loads_waiting_max: Positive = Field(
         10_000, description="store reads waiting; a call above that is shed with READS_FULL; below 1,000 a cold batch may never fit"
     )
-    load_patience_ms: Milliseconds = Field(
+    load_wait_ms_max: Milliseconds = Field(
         1_000, description="ms that a read waits for the store where memory has the last known values; then it gives those, marked stale"
     )
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
