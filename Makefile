@@ -58,7 +58,7 @@ debut-cluster: setup ## the debut on a real Kafka and a real Cassandra, which it
 	$(BIN)/python -m benchmarks.cluster debut
 
 up: ## the whole service with Kafka and Cassandra in containers (Docker with compose)
-	docker compose up --detach --build --wait
+	docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0; docker compose up --detach --build --wait
 
 down: ## stop what `make up` started and remove its data
 	docker compose down --volumes

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from watertower.cli.connection import RETRYABLE
 from watertower.clock import SystemClock
 from watertower.core.positions import Position, decode_position
-from watertower.testing.service import wait_until
+from watertower.testing.service import NotInTime, wait_until
 from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2, writer_pb2_grpc
 
 CLOCK = SystemClock()
@@ -126,17 +126,36 @@ def read_counts(stub: Any, entities: Sequence[str]) -> tuple[list[dict[str, int]
     return counts, decode_position(position)
 
 
+def position_of(target: str, seconds: float = 60.0) -> dict[int, int]:
+    """The offsets by partition that the reader's answers include, as soon as it answers."""
+    with reading(target) as stub:
+        found: Position = wait_until(lambda: _position(stub), "the reader answers", seconds)
+    return dict(found.offsets)
+
+
 def wait_visible(target: str, wanted: Mapping[int, int], seconds: float = 60.0) -> None:
     """Waits until the reader says that its answers include these offsets by partition."""
+    missing = dict(wanted)
+
+    def visible() -> bool:
+        position = _position(stub)
+        if position is not None:
+            missing.clear()
+            missing.update((p, end) for p, end in wanted.items() if position.offsets.get(p, -1) < end)
+        return not missing
+
     with reading(target) as stub:
+        try:
+            wait_until(visible, "", seconds)
+        except NotInTime:
+            raise NotInTime(f"the reader does not include {missing} within {seconds:g} s") from None
 
-        def visible() -> bool:
-            try:
-                _, position = read_counts(stub, ["nobody"])
-            except grpc.RpcError as error:
-                if error.code() not in RETRYABLE:
-                    raise
-                return False
-            return all(position.offsets.get(p, -1) >= end for p, end in wanted.items())
 
-        wait_until(visible, f"the reader includes {dict(wanted)}", seconds)
+def _position(stub: Any) -> Position | None:
+    """None while there is no answer."""
+    try:
+        return read_counts(stub, ["nobody"])[1]
+    except grpc.RpcError as error:
+        if error.code() not in RETRYABLE:
+            raise
+        return None

@@ -43,6 +43,10 @@ class UndecodableRecord(Exception):
     or kind, or damage."""
 
 
+class ForeignRecord(UndecodableRecord):
+    """These bytes were never written by any version of Watertower: every one of them begins its payloads with the same magic."""
+
+
 class Format:
     """One kind of payload, in all its schema versions."""
 
@@ -71,10 +75,10 @@ class Format:
     def decode(self, payload: bytes) -> dict[str, Any]:
         """The datum of a payload, as the newest schema sees it. Raises UndecodableRecord."""
         if len(payload) < _HEADER.size:
-            raise UndecodableRecord(f"{len(payload)} bytes are too few for a {self.name}")
+            raise ForeignRecord(f"{len(payload)} bytes are too few for a {self.name}")
         magic, version, checksum = _HEADER.unpack_from(payload)
         if magic != self.magic:
-            raise UndecodableRecord(f"no {self.name} of Watertower: it begins with {magic.hex()}")
+            raise ForeignRecord(f"no {self.name} of Watertower: it begins with {magic.hex()}")
         if version not in self.schemas:
             raise UndecodableRecord(f"{self.name} of schema version {version}; this version of Watertower reads 1 to {self.version}")
         if checksum != crc32(memoryview(payload)[_HEADER.size :], version):

@@ -105,6 +105,9 @@ class QuerySettings(_Section):
     loads_waiting_max: Positive = Field(
         10_000, description="store reads waiting; a call above that is shed with READS_FULL; below 1,000 a cold batch may never fit"
     )
+    load_wait_ms_max: Milliseconds = Field(
+        1_000, description="ms that a read waits for the store where memory has the last known values; then it gives those, marked stale"
+    )
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
     stale_after_ms: Milliseconds = Field(10_000, description="ms that as_of may lie behind before answers are marked stale")
     retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")

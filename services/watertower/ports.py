@@ -106,6 +106,11 @@ class LogReader(Protocol):
         """The record at exactly this offset; None if there is none (any more)."""
         ...
 
+    def set_aside(self, record: LogRecord, reason: str) -> None:
+        """Keeps a copy of a record that no ingest can have written where people look for such. Durable when it returns; may keep it
+        twice. Raises BackendRefused where the log has no such place: then the record stops its partition."""
+        ...
+
     def commit(self, ends: Mapping[int, int]) -> None:
         """Says that everything up to `ends[partition]` (inclusive) is applied, so that the log may drop what lies *before* those
         records; the records at `ends` stay, as proof of identity at the next start. A convenience: it may be lost or late."""

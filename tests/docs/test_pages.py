@@ -21,6 +21,7 @@ NOT_RUN = {
     "make check": "would run itself",
     "make up": "tests/engines/test_compose.py runs it",
     "make down": "tests/engines/test_compose.py runs it",
+    ".venv/bin/python -m watertower.testing.engines kafka cassandra": "runs until Ctrl-C; tests/engines/test_providers.py runs it",
     "make bench": "takes minutes; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",

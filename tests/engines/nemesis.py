@@ -4,11 +4,11 @@ import contextlib
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
-from tests.calls import CLOCK, wait_visible
-from tests.engines.roles import Roles
+from tests.calls import CLOCK, position_of, wait_visible
+from tests.engines.roles import PARTITIONS, Roles, applied_by
 from tests.traffic import Writers
 from watertower.testing.engines import Node
 from watertower.testing.service import Service, wait_until
@@ -74,10 +74,10 @@ class Nemesis:
         self._roles.wait_ready()
         self._roles.wait_shared()
         self._note("zombie")
+        partitions = applied_by(projector)
         projector.send(signal.SIGSTOP)
         self._roles.wait_taken_over(projector)
-        self._wait_acknowledged()
-        self._wait_applied()
+        self._wait_gone_on(partitions)
         projector.send(signal.SIGCONT)
 
     def restart(self, name: str, node: Node) -> None:
@@ -89,7 +89,7 @@ class Nemesis:
         """SIGKILL of several nodes at once, of engines that can do without them: the service goes on. Starts them again."""
         with self.away(nodes):
             self._wait_acknowledged()
-            self._wait_applied()
+            self._wait_gone_on(range(PARTITIONS))
             CLOCK.sleep(self._rng.random() * AWAY_S_MAX)
             self._wait_acknowledged()
 
@@ -109,9 +109,11 @@ class Nemesis:
         acknowledged = self._writers.acknowledged
         wait_until(partial(self._writers.acknowledged_more_than, acknowledged), "events are acknowledged", AGAIN_S)
 
-    def _wait_applied(self) -> None:
-        """Waits until what is acknowledged now is applied."""
-        wait_visible(self._roles.queries[0].read_target, self._writers.snapshot().ends, AGAIN_S)
+    def _wait_gone_on(self, partitions: Collection[int]) -> None:
+        """Waits until more of each of these partitions is applied than now."""
+        target = self._roles.queries[0].read_target
+        applied = position_of(target, AGAIN_S)
+        wait_visible(target, {partition: applied.get(partition, -1) + 1 for partition in partitions}, AGAIN_S)
 
     def _note(self, what: str) -> None:
         self.done[what] += 1

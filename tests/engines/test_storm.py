@@ -27,7 +27,7 @@ DRAINED_S = 120.0
 EVENTS_MIN = 1_000
 """Fewer are no load."""
 
-WRITERS, WRITER_PAUSE_S = 4, 0.05
+WRITERS, WRITER_PAUSE_S = 4, 0.2
 """Callers, and the seconds that each waits between two calls: a backlog must not be what is tested."""
 
 

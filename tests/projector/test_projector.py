@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from watertower.codec import encode_batch, record_id
 from watertower.config import ProjectorSettings
 from watertower.core.model import EventBatch, Kind, Metric, Progress, Shard
 from watertower.core.sharding import partition_of
-from watertower.errors import StartRefused
-from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+from watertower.errors import BackendRefused, StartRefused
+from watertower.ports import FeedMessage, LogIdentity, LogRecord, StoreIdentity
 from watertower.projector.projector import Projector
 from watertower.testing.clock import FakeClock
 
@@ -30,12 +30,26 @@ def batch(*actors: str, subject: str = "star", active: bool = True, at: int = 1)
     return EventBatch(list(actors), bytes([Kind.FOLLOW]) * n, [subject] * n, [""] * n, bytes([active]) * n, [at] * n)
 
 
+def of_a_later_version() -> bytes:
+    """A record that this version cannot decode."""
+    payload = bytearray(encode_batch(batch("a")))
+    payload[2] += 1
+    return bytes(payload)
+
+
 class GroupLog(MemoryLog):
-    """Its partitions come and go."""
+    """Its partitions come and go; it may be far away."""
 
     def __init__(self, identity: LogIdentity) -> None:
         super().__init__(identity)
         self.assigned = frozenset(range(identity.partitions))
+        self.far = False
+        """Whether only every other read finds something at hand."""
+        self._at_hand = False
+
+    def read(self, after: Mapping[int, int], records_max: int, bytes_max: int) -> list[LogRecord]:
+        self._at_hand = not self.far or not self._at_hand
+        return super().read(after, records_max, bytes_max) if self._at_hand else []
 
     def owned(self) -> frozenset[int]:
         return self.assigned
@@ -151,9 +165,12 @@ def test_a_flush_that_failed_leaves_nothing_behind(bench: Bench, point: str) -> 
     assert [(m.after, m.end) for m in bench.messages() if m.partition == 0 and m.entities] == [(-1, 0)]
 
 
-def test_retries_wait_longer_up_to_the_cap(tmp_path: Path) -> None:
-    """Reaches retry_cap_ms: no wait is longer, and later ones use the whole interval."""
+@pytest.mark.parametrize("far", [False, True])
+def test_retries_wait_longer_up_to_the_cap(tmp_path: Path, far: bool) -> None:
+    """Reaches retry_cap_ms: no wait is longer, and later ones use the whole interval; also where the log has the records at hand only
+    some steps later, which is no success."""
     bench = Bench(tmp_path, retry_base_ms=10, retry_cap_ms=80)
+    bench.log.far = far
     try:
         bench.projector.start()
         bench.append(0, batch("a"))
@@ -162,8 +179,14 @@ def test_retries_wait_longer_up_to_the_cap(tmp_path: Path) -> None:
         assert waits[0] <= 0.010
         assert 0.040 < max(waits) <= 0.080
         failpoints.disarm()
+        bench.log.far = False
         bench.drain()
         assert bench.followers() == {0: Shard(1, 1, (), 0)}
+        bench.clock.advance(1.0)
+        bench.drain()
+        bench.append(0, batch("b"))
+        failpoints.arm("projector.after_fold=error:1")
+        assert bench.projector.step().wait_s <= 0.010  # the failures before are forgotten
     finally:
         failpoints.disarm()
         bench.close()
@@ -200,7 +223,7 @@ def test_a_record_that_cannot_be_decoded_stops_its_partition_only(bench: Bench) 
     """Upgrade projectors before ingest: skipping what one does not understand would lose events. The other partition goes on."""
     bench.projector.start()
     bench.append(0, batch("a"))
-    bench.log.append(0, b"from the future", bench.clock.now_us())
+    bench.log.append(0, of_a_later_version(), bench.clock.now_us())
     bench.append(0, batch("b"))
     bench.append(1, batch("c"))
     bench.drain()
@@ -263,7 +286,7 @@ def test_heartbeats_carry_the_time_when_there_is_nothing_to_do(bench: Bench) -> 
 def test_a_stopped_partition_claims_no_freshness(bench: Bench) -> None:
     """Its as_of stays where it stopped, so that answers become stale and say so."""
     bench.projector.start()
-    bench.log.append(0, b"from the future", bench.clock.now_us())
+    bench.log.append(0, of_a_later_version(), bench.clock.now_us())
     bench.drain()
     bench.clock.advance(1.0)
     bench.messages()
@@ -421,3 +444,47 @@ def test_it_says_how_far_it_is_behind(bench: Bench) -> None:
     assert bench.projector.behind() == {0: 2, 1: 0}
     bench.drain()
     assert bench.projector.behind() == {0: 0, 1: 0}
+
+
+def test_a_record_that_no_ingest_wrote_is_set_aside_and_passed(bench: Bench) -> None:
+    """Somebody else wrote to the log: it is kept for people to look at, counts as nothing, and what comes after it is applied."""
+    bench.projector.start()
+    bench.append(0, batch("a"))
+    foreign = [b"", b"{}", b"hello, this is somebody else's message"]
+    for payload in foreign:
+        bench.log.append(0, payload, 7).result()
+    bench.append(0, batch("b"))
+    assert bench.drain() == 2
+    assert bench.projector.stopped == {}
+    assert bench.projector.positions[0] == 4
+    assert [(record.offset, record.payload) for record, _ in bench.log.aside] == [(1 + n, payload) for n, payload in enumerate(foreign)]
+    assert bench.followers()[0].value == 2
+    bench.restart()  # the record at progress is one of them
+    bench.log.append(0, b"last", 7).result()
+    bench.drain()
+    bench.restart()
+    assert bench.projector.positions[0] == 5
+
+
+def test_where_nothing_can_be_set_aside_it_stops_the_partition(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any record that cannot be decoded does."""
+
+    def refuse(record: object, reason: str) -> None:
+        raise BackendRefused("no place")
+
+    monkeypatch.setattr(bench.log, "set_aside", refuse)
+    bench.projector.start()
+    bench.log.append(0, b"{}", 7).result()
+    bench.append(0, batch("a"))
+    bench.append(1, batch("d"))
+    assert bench.drain() == 1
+    assert list(bench.projector.stopped) == [0]
+
+
+def test_a_record_of_a_later_version_is_never_set_aside(bench: Bench) -> None:
+    """It is ours: it waits for a projector that can read it."""
+    bench.projector.start()
+    bench.log.append(0, of_a_later_version(), 7).result()
+    bench.drain()
+    assert list(bench.projector.stopped) == [0]
+    assert bench.log.aside == []

@@ -1,6 +1,7 @@
 """Store reads: one per entity, bounded, and what happens when the store fails."""
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +22,17 @@ FOLLOWERS = int(Metric.FOLLOWERS)
 
 
 def with_reads(
-    test: Callable[[StoreReads, FakeStore, CountsCache], Coroutine[Any, Any, None]], concurrent_max: int = 2, waiting_max: int = 10_000
+    test: Callable[[StoreReads, FakeStore, CountsCache], Coroutine[Any, Any, None]],
+    concurrent_max: int = 2,
+    waiting_max: int = 10_000,
+    patience_s: float = 30.0,
 ) -> None:
     """Runs a test on an event loop of its own."""
 
     async def run() -> None:
         store, clock = FakeStore(), FakeClock()
         cache = CountsCache(10_000, 60.0, 1.0, random.Random(0).random)
-        reads = StoreReads(store, cache, clock, concurrent_max, waiting_max, 0.5, ThreadPoolExecutor(concurrent_max))
+        reads = StoreReads(store, cache, clock, concurrent_max, waiting_max, 0.5, patience_s, ThreadPoolExecutor(concurrent_max))
         try:
             await test(reads, store, cache)
         finally:
@@ -245,3 +249,49 @@ def test_closing_refuses_what_waits() -> None:
         assert (await busy)[1]
 
     with_reads(test, concurrent_max=1)
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for_where_memory_can() -> None:
+    """What was loaded before is given after patience_s, as not complete; what was not is waited for. Neither starts another read."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.write("star", FOLLOWERS, 0, 7, 1, 1)
+        await reads.load(["star"])
+        store.write("star", FOLLOWERS, 0, 8, 2, 2)
+        cache.gap()
+        store.open.clear()
+        for _ in range(2):
+            entries, complete = await reads.load(["star"])
+            assert (entries[0].totals[FOLLOWERS], complete) == (7, False)
+        unknown = asyncio.create_task(reads.load(["star", "new"]))
+        await until(lambda: store.concurrent == 2)
+        await asyncio.sleep(0.1)
+        assert not unknown.done()
+        store.open.set()
+        entries, complete = await unknown
+        assert (entries[0].totals[FOLLOWERS], complete) == (8, True)
+        assert store.reads == ["star", "star", "new"]
+
+    with_reads(test, patience_s=0.02)
+
+
+def test_a_late_failure_is_nobodys() -> None:
+    """A load that fails after its callers have gone on from memory leaves no word behind, and the next read starts another."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        unheard: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        store.write("star", FOLLOWERS, 0, 7, 1, 1)
+        await reads.load(["star"])
+        cache.gap()
+        store.open.clear()
+        assert not (await reads.load(["star"]))[1]
+        store.broken = unavailable()
+        store.open.set()
+        await until(lambda: cache.under_way("star") is None)
+        store.broken = None
+        assert (await reads.load(["star"]))[1]
+        gc.collect()
+        assert unheard == []
+
+    with_reads(test, patience_s=0.02)

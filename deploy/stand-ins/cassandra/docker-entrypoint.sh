@@ -25,6 +25,7 @@ yaml=$(awk -v s="$CASSANDRA_SEEDS" '/^ +- seeds:/ {sub(/seeds:.*/, ""); print $0
 printf '%s\n' "$yaml" > $C/cassandra.yaml
 [[ -z ${CASSANDRA_DC-} ]] || set_key $C/cassandra-rackdc.properties dc "dc=$CASSANDRA_DC"
 [[ -z ${CASSANDRA_RACK-} ]] || set_key $C/cassandra-rackdc.properties rack "rack=$CASSANDRA_RACK"
+# shellcheck disable=SC2086 # each is several words
 exec java -Xms"${MAX_HEAP_SIZE:-1G}" -Xmx"${MAX_HEAP_SIZE:-1G}" -XX:+UseG1GC -XX:+ExitOnOutOfMemoryError @$C/jvm17.args \
   -Dcassandra.config=file://$C/cassandra.yaml -Dlogback.configurationFile=$C/logback.xml -Dcassandra.storagedir=/var/lib/cassandra \
   -Dcassandra.jmx.local.port=7199 -Dcassandra-foreground=yes ${JVM_OPTS-} ${JVM_EXTRA_OPTS-} \

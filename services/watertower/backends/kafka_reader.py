@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from kafka import KafkaConsumer, TopicPartition
 
 from watertower.backends.kafka_client import KafkaSettings, translated
+from watertower.backends.kafka_dead_letters import DeadLetter, DeadLetters
 from watertower.backends.kafka_member import Member
 from watertower.backends.kafka_prefetch import Prefetch, consumer
 from watertower.backends.kafka_topics import log_identity
@@ -26,6 +27,7 @@ class KafkaLogReader:
         self._timeout_ms = settings.request_timeout_ms
         self._identity = log_identity(settings, clock)
         self._client: KafkaConsumer = consumer(settings, clock, offset_reset="none")
+        self._dead_letters = DeadLetters(settings, clock)
         self.closed = False
         try:
             self._prefetch = Prefetch(self._client, self._topic, self._identity.partitions, settings.prefetch_bytes)
@@ -69,6 +71,10 @@ class KafkaLogReader:
         with translated("the log cannot be read"):
             return self._prefetch.record_at(partition, offset, self._timeout_ms / 1e3, self._clock)
 
+    def set_aside(self, record: LogRecord, reason: str) -> None:
+        """See ports.LogReader. In the topic of dead letters."""
+        self._dead_letters.keep(DeadLetter(record, reason))
+
     def commit(self, ends: Mapping[int, int]) -> None:
         """See ports.LogReader. Drops nothing: the topic's retention does."""
         self._member.commit(ends)
@@ -79,6 +85,7 @@ class KafkaLogReader:
             self.closed = True
             self._member.close()
             self._client.close()
+            self._dead_letters.close()
 
     def _place(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)

@@ -17,6 +17,8 @@ class MemoryLog:
         self._records: list[dict[int, LogRecord]] = [{} for _ in range(identity.partitions)]
         self._next_offsets = [0] * identity.partitions
         self._turn = 0
+        self.aside: list[tuple[LogRecord, str]] = []
+        """Records that were set aside, with the reason."""
 
     @property
     def identity(self) -> LogIdentity:
@@ -71,6 +73,10 @@ class MemoryLog:
         """See ports.LogReader."""
         with self._lock:
             return self._records[partition].get(offset)
+
+    def set_aside(self, record: LogRecord, reason: str) -> None:
+        """See ports.LogReader."""
+        self.aside.append((record, reason))
 
     def commit(self, ends: Mapping[int, int]) -> None:
         """See ports.LogReader. Drops what lies before the ends at once; an end without its record is not believed."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from watertower.backends.commits import CommitsFile
 from watertower.backends.sqlite_file import LogFile, key
+from watertower.errors import BackendRefused
 from watertower.ports import LogIdentity, LogRecord
 
 
@@ -80,6 +81,10 @@ class SqliteLogReader:
         with self._file.use() as connection:
             row = connection.execute("SELECT appended_at, payload FROM records WHERE key = ?", (key(partition, offset),)).fetchone()
         return LogRecord(partition, offset, *row) if row else None
+
+    def set_aside(self, record: LogRecord, reason: str) -> None:
+        """See ports.LogReader. Only ingest can write to this log: what it cannot have written is damage."""
+        raise BackendRefused("the embedded log sets nothing aside")
 
     def commit(self, ends: Mapping[int, int]) -> None:
         """See ports.LogReader."""

@@ -15,7 +15,7 @@ from watertower.errors import StartRefused
 from watertower.health import HealthServer
 from watertower.ingest.process import IngestProcess
 from watertower.ingest.service import IngestService
-from watertower.ports import StoreScanner
+from watertower.ports import LogWriter, StoreScanner
 from watertower.projector.process import ProjectorProcess
 from watertower.projector.projector import Projector
 from watertower.query.process import QueryProcess
@@ -25,7 +25,7 @@ from watertower.query.service import QueryService
 def ingest(settings: Settings) -> IngestProcess:
     """The ingest role on the configured log. Raises StartRefused; BackendUnavailable where trying again may help."""
     with ExitStack() as opened:  # undone where a later part is not to be had yet: the caller tries again
-        log, generation = _back_ends(settings).log_writer(settings, opened)
+        log, generation = log_writer(settings, opened)
         held = opened.pop_all()
     return IngestProcess(IngestService(log, settings.ingest, SystemClock(), generation), settings.service, settings.ingest, held)
 
@@ -57,6 +57,12 @@ def query(settings: Settings) -> QueryProcess:
         partitions=store.identity.log.partitions,
     )
     return QueryProcess(service, settings.service, settings.query, held)
+
+
+def log_writer(settings: Settings, opened: ExitStack) -> tuple[LogWriter, int]:
+    """The configured log for appending, and the generation of the rows that are made from it. Raises StartRefused; BackendUnavailable."""
+    found: tuple[LogWriter, int] = _back_ends(settings).log_writer(settings, opened)
+    return found
 
 
 @contextmanager

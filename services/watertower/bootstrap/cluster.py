@@ -1,10 +1,12 @@
 """The back ends of a cluster: the log and the counts feed in Kafka, the store in Cassandra."""
 
 import random
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from watertower.backends.cassandra import CassandraConnection, CassandraReader, CassandraScanner, CassandraSettings, CassandraStore, migrate
 from watertower.backends.kafka_client import KafkaSettings
+from watertower.backends.kafka_dead_letters import DeadLetter, dead_letters
 from watertower.backends.kafka_feed import KafkaFeed, KafkaFeedReader
 from watertower.backends.kafka_reader import KafkaLogReader
 from watertower.backends.kafka_topics import TopicsPlan, create_topics, log_identity
@@ -69,6 +71,11 @@ def make_tables(settings: Settings) -> tuple[StoreIdentity, list[str]]:
     with ExitStack() as opened:
         done = migrate(_connected(settings, opened), identity, replication)
     return identity, [f"{migration.number:04} {migration.name}" for migration in done]
+
+
+def letters(settings: Settings) -> Iterator[DeadLetter]:
+    """The records of the log that were set aside. Raises StartRefused, BackendUnavailable."""
+    return dead_letters(_kafka(settings), SystemClock())
 
 
 def _kafka(settings: Settings) -> KafkaSettings:

@@ -15,6 +15,7 @@ import typer
 
 from watertower.cli import auditing as auditing
 from watertower.cli import cluster as cluster
+from watertower.cli import dead_letters as dead_letters
 from watertower.cli import debut as debut
 from watertower.cli import export as export
 from watertower.cli import importer as importer
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (roles, cluster, importer, reads, export, auditing, debut, simulate):
+for _module in (roles, cluster, dead_letters, importer, reads, export, auditing, debut, simulate):
     _module.register(app)
 
 

@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 import structlog
 
 from watertower import failpoints
-from watertower.codec import UndecodableRecord, decode_batch, record_id
+from watertower.codec import ForeignRecord, UndecodableRecord, decode_batch, record_id
 from watertower.config import ProjectorSettings
 from watertower.core.backoff import full_jitter
 from watertower.core.fold import Flush, ShardBehindEdge, fold, touched
-from watertower.core.model import Progress, Record
-from watertower.errors import BackendUnavailable
+from watertower.core.model import EventBatch, Progress, Record
+from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.ports import Clock, CountsFeed, FeedMessage, LogReader, LogRecord, Store
 from watertower.projector.start import check_identity, resume_points
 
 _COMMIT_INTERVAL_S = 0.5
 """Seconds between two commits to the log. They are a convenience (the log drops what lies behind), so they need not be frequent."""
+
+
+_NO_EVENTS = EventBatch((), b"", (), (), b"", ())
 
 
 class Step(NamedTuple):
@@ -86,7 +89,7 @@ class Projector:
                 self._fill()
             records = self._take()
             events = self._apply(records) if records else 0
-            self._heartbeat(looked_at, busy={record.partition for record in records})
+            nothing_left = self._heartbeat(looked_at, busy={record.partition for record in records})
             self._commit()
         except BackendUnavailable as error:
             self._store.abandon()
@@ -95,7 +98,8 @@ class Projector:
             self._failures += 1
             self._logger.warning("flush_failed", error=str(error), attempt=self._failures, retry_in_s=round(wait_s, 3))
             return Step(0, wait_s)
-        self._failures = 0
+        if records or nothing_left:  # a log that has nothing at hand yet, as right after a rewind, says nothing about the store
+            self._failures = 0
         return Step(events, 0.0 if records else self._settings.poll_idle_ms / 1e3)
 
     def close(self) -> None:
@@ -161,15 +165,28 @@ class Projector:
     # --- reading the log
 
     def _fill(self) -> None:
-        """Reads and decodes what comes next. A record that this version cannot decode stops its partition."""
+        """Reads and decodes what comes next. A record that this version cannot decode stops its partition, unless it is none of ours."""
         for raw in self._log.read(self._read_to, self._settings.flush_records_max, self._settings.flush_bytes_max):
             if raw.partition in self.stopped:
                 continue
             try:
-                self._pending.append(_decoded(raw))
-                self._read_to[raw.partition] = raw.offset
+                record = _decoded(raw)
             except UndecodableRecord as error:
-                self._stop_partition(raw.partition, f"record at offset {raw.offset}: {error}", rewind=False)
+                if not (isinstance(error, ForeignRecord) and self._set_aside(raw, error)):
+                    self._stop_partition(raw.partition, f"record at offset {raw.offset}: {error}", rewind=False)
+                    continue
+                record = Record(raw.partition, raw.offset, record_id(raw.payload), raw.appended_at, _NO_EVENTS)
+            self._pending.append(record)
+            self._read_to[raw.partition] = raw.offset
+
+    def _set_aside(self, raw: LogRecord, error: ForeignRecord) -> bool:
+        """Whether the log keeps a record that no ingest wrote for people to look at; then it counts as one without events."""
+        try:
+            self._log.set_aside(raw, str(error))
+        except BackendRefused:
+            return False
+        self._logger.error("record_set_aside", partition=raw.partition, offset=raw.offset, reason=str(error))
+        return True
 
     def _take(self) -> list[Record]:
         """Whole records, up to flush_events_max events, at least one record if there is any."""
@@ -197,11 +214,12 @@ class Projector:
 
     # --- saying so
 
-    def _heartbeat(self, looked_at: int, busy: set[int]) -> None:
-        """Says on the feed, every heartbeat_ms, up to when the partitions without news are known to have none."""
+    def _heartbeat(self, looked_at: int, busy: set[int]) -> bool:
+        """Says on the feed, every heartbeat_ms, up to when the partitions without news are known to have none. Returns whether that is
+        so of all of them."""
         now = self._clock.monotonic_s()
         if now < self._heartbeat_at or self._pending:
-            return
+            return False
         quiet = {p: end for p, end in self._read_to.items() if p not in busy and end == self._progress[p].end}
         # `looked_at` lies before this look, so that whatever was acknowledged before it would be seen.
         ends = self._log.ends(quiet) if quiet else {}
@@ -212,6 +230,7 @@ class Projector:
             self._feed.publish(FeedMessage(p, end, end, self._as_of[p], (), b"", (), ()) for p, end in quiet.items())
             self._store.sync()
         self._heartbeat_at = now + self._settings.heartbeat_ms / 1e3
+        return quiet.keys() == self._read_to.keys()
 
     def _commit(self, *, now: bool = False) -> None:
         time = self._clock.monotonic_s()

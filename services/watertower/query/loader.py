@@ -51,11 +51,14 @@ class StoreReads:
         concurrent_max: int,
         waiting_max: int,
         retry_after_s: float,
+        patience_s: float,
         pool: Executor,
     ) -> None:
-        """`pool` runs the hops, up to `concurrent_max` at once; it is shut down by `close`."""
+        """`patience_s`: seconds that a caller waits for what it could have from memory. `pool` runs the hops, up to `concurrent_max` at
+        once; it is shut down by `close`."""
         self._reader, self._cache, self._clock = reader, cache, clock
         self._concurrent_max, self._waiting_max, self._retry_after_s = concurrent_max, waiting_max, retry_after_s
+        self._patience_s = patience_s
         self._pool = pool
         self._queue: deque[_Job] = deque()
         self._jobs: dict[Load, _Job] = {}  # the loads that wait or are under way
@@ -66,7 +69,8 @@ class StoreReads:
     async def load(self, entities: Sequence[str]) -> tuple[list[Entry], bool]:
         """The entries of entities that the cache cannot serve, in place, after loading them; and whether all were loaded.
 
-        Where the store fails, what was known before is returned; where nothing was, its error is raised.
+        Where the store fails, or takes longer than `patience_s`, what was known before is returned; where nothing was, the store is
+        waited for and its error is raised.
         """
         under_way = self._cache.under_way
         self._admit(len({entity for entity in entities if under_way(entity) is None}))
@@ -82,12 +86,15 @@ class StoreReads:
             jobs[self._jobs[shared[1]]] = None
         self._dispatch()
         # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
-        await asyncio.wait([job.done for job in jobs])
-        errors = [error for job in jobs if (error := job.done.exception()) is not None]
+        loaded = [job.done for job in jobs]
+        _, late = await asyncio.wait(loaded, timeout=self._patience_s)
+        if late and any(entry.epoch == NEVER_LOADED for entry in entries):
+            _, late = await asyncio.wait(loaded)
+        errors = [error for done in loaded if done not in late and (error := done.exception()) is not None]
         for error in errors:
             if not isinstance(error, BackendUnavailable | BackendRefused) or any(entry.epoch == NEVER_LOADED for entry in entries):
                 raise error
-        return entries, not errors
+        return entries, not errors and not late
 
     async def read(self, read: Callable[[StoreReader], T]) -> T:
         """What `read` returns, called in a thread. A caller that gives up while it waits spares the read."""

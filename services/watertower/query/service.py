@@ -72,6 +72,7 @@ class QueryService:
             settings.loads_concurrent_max,
             settings.loads_waiting_max,
             settings.retry_after_ms / 1e3,
+            settings.load_wait_ms_max / 1e3,
             pool(settings.loads_concurrent_max, "store-read"),
         )
         self._tokens = PageTokens(reader.identity.log.log_id)

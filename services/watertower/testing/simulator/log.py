@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 
-from watertower.errors import BackendUnavailable
+from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.ports import LogIdentity, LogRecord
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.kernel import VirtualTimeLoop, wait
@@ -125,6 +125,9 @@ class SimulatedLogReader:
     def record_at(self, partition: int, offset: int) -> LogRecord | None:
         self._travel()
         return self._log.record_at(partition, offset) if offset >= self._log.starts[partition] else None
+
+    def set_aside(self, record: LogRecord, reason: str) -> None:
+        raise BackendRefused("this log sets nothing aside")
 
     def commit(self, ends: Mapping[int, int]) -> None:
         self._travel()
