@@ -234,6 +234,31 @@ def test_a_record_that_cannot_be_decoded_stops_its_partition_only(bench: Bench) 
     assert "offset 1" in bench.projector.stopped[0]
 
 
+@pytest.mark.parametrize("disturbed", ["rebalance", "error"])
+def test_what_lies_before_a_record_that_cannot_be_decoded_is_applied(tmp_path: Path, disturbed: str) -> None:
+    """Also where what was read ahead is forgotten meanwhile, because another partition comes or a flush fails."""
+    bench = Bench(tmp_path, flush_events_max=1)
+    bench.log.assigned = frozenset({0})
+    bench.projector.start()
+    for actor in "abc":
+        bench.append(0, batch(actor))
+    bench.log.append(0, of_a_later_version(), bench.clock.now_us())
+    bench.append(0, batch("d"))
+    bench.projector.step()
+    assert list(bench.projector.stopped) == [0]
+    if disturbed == "rebalance":
+        bench.log.assigned = frozenset({0, 1})
+    else:
+        failpoints.arm("projector.after_derived=error")
+        bench.projector.step()
+        failpoints.disarm()
+    bench.drain()
+    assert bench.projector.positions[0] == 2
+    assert list(bench.projector.stopped) == [0]
+    assert bench.followers() == {0: Shard(3, 3, (), 2)}
+    bench.close()
+
+
 def test_an_edge_ahead_of_its_shard_stops_its_partition_only(bench: Bench) -> None:
     """The alarm: somebody lost a count row. Nothing more is written for that partition; the others go on."""
     bench.projector.start()

@@ -61,6 +61,7 @@ class Projector:
         self._failures = 0
         self._heartbeat_at = self._commit_at = 0.0
         self._committed: dict[int, int] = {}
+        self._unreadable: dict[int, int] = {}  # partition -> offset of the record that stopped it; what lies before is still applied
         self.stopped: dict[int, str] = {}
         """Partitions that do not go on, with the reason. Not empty means: not ready."""
 
@@ -154,7 +155,7 @@ class Projector:
             self._logger.info("partitions_taken_up", positions={p: progress.end for p, progress in sorted(points.items())})
 
     def _let_go(self, partitions: Collection[int]) -> None:
-        states: tuple[dict[int, Any], ...] = (self._progress, self._as_of, self._read_to, self._committed, self.stopped)
+        states: tuple[dict[int, Any], ...] = (self._progress, self._as_of, self._read_to, self._committed, self._unreadable, self.stopped)
         for partition in partitions:
             for state in states:
                 state.pop(partition, None)
@@ -167,12 +168,14 @@ class Projector:
     def _fill(self) -> None:
         """Reads and decodes what comes next. A record that this version cannot decode stops its partition, unless it is none of ours."""
         for raw in self._log.read(self._read_to, self._settings.flush_records_max, self._settings.flush_bytes_max):
-            if raw.partition in self.stopped:
+            if raw.offset >= self._unreadable.get(raw.partition, raw.offset + 1):
+                self._read_to.pop(raw.partition, None)
                 continue
             try:
                 record = _decoded(raw)
             except UndecodableRecord as error:
                 if not (isinstance(error, ForeignRecord) and self._set_aside(raw, error)):
+                    self._unreadable[raw.partition] = raw.offset
                     self._stop_partition(raw.partition, f"record at offset {raw.offset}: {error}", rewind=False)
                     continue
                 record = Record(raw.partition, raw.offset, record_id(raw.payload), raw.appended_at, _NO_EVENTS)
@@ -199,15 +202,17 @@ class Projector:
         return taken
 
     def _rewind(self) -> None:
-        """Forgets what was read but not applied."""
+        """Forgets what was read but not applied, to read it again: also what lies before a record that stopped its partition."""
         self._pending.clear()
-        self._read_to = {partition: progress.end for partition, progress in self._progress.items() if partition not in self.stopped}
+        goes_on = self._progress.keys() - (self.stopped.keys() - self._unreadable.keys())
+        self._read_to = {partition: progress.end for partition, progress in self._progress.items() if partition in goes_on}
 
     def _stop_partition(self, partition: int, reason: str, *, rewind: bool = True) -> None:
         """Counting on past a contradiction, or a record that cannot be read, would make it worse. The others go on."""
         self.stopped[partition] = reason
         self._logger.error("partition_stopped", partition=partition, reason=reason)
         if rewind:
+            self._unreadable.pop(partition, None)
             self._rewind()
         else:
             self._read_to.pop(partition, None)
