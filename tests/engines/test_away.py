@@ -20,7 +20,7 @@ from watertower.testing.service import Service, wait_until
 # The rows are recounted in this process, and what Cassandra's driver leaves open the collector closes.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 
-CAUGHT_UP_S = 60.0
+CAUGHT_UP_S = 120.0
 """Seconds in which a service is fresh again after its engine has come back. (Five of them are the longest pause between two attempts.)"""
 
 AWAY_S = 60.0
