@@ -89,10 +89,19 @@ class ActorRows:
         counts = {actor: len(rows) for actor, rows in by_actor.items()}
         for actor, kind, subject, ref in edges:
             by_actor[actor].append((kind, subject, ref))
-        actors_by_rows: dict[tuple[EdgeRow, ...], list[str]] = {}
+        # Only actors whose own counts are of the same shards go into one statement: each is asked for the rows of all of them, and where it
+        # has another one's edge, the row of the count that this edge moved must be among those.
+        by_shards: dict[frozenset[str], dict[tuple[EdgeRow, ...], list[str]]] = {}
         for actor, rows in by_actor.items():
-            actors_by_rows.setdefault(tuple(rows), []).append(actor)
+            shards = frozenset(ref for _, _, ref in rows[: counts[actor]])
+            by_shards.setdefault(shards, {}).setdefault(tuple(rows), []).append(actor)
+        for actors_by_rows in by_shards.values():
+            yield from self._packed(actors_by_rows, counts, consistency)
 
+    def _packed(
+        self, actors_by_rows: Mapping[tuple[EdgeRow, ...], list[str]], counts: Mapping[str, int], consistency: int | None
+    ) -> Iterator[Statement]:
+        """Few statements for many actors, by the rows that they are asked for."""
         packed: list[str] = []
         asked: dict[EdgeRow, None] = {}
         for wanted, actors in actors_by_rows.items():
