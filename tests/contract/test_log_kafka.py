@@ -9,6 +9,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.contract.kafka_harnesses import CLOCK, IGNORE_SOCKETS, PARTITIONS, KafkaLogHarness, new_settings, owner_process, until
+from watertower.backends import kafka_member
 from watertower.backends.kafka_client import RECORD_BYTES_MAX, admin
 from watertower.backends.kafka_reader import KafkaLogReader
 from watertower.errors import BackendRefused
@@ -240,3 +241,15 @@ def test_commits_show_in_the_group(log: KafkaLogHarness) -> None:
         assert committed() == {3: offsets[2] + 1}
     finally:
         client.close()
+
+
+def test_a_member_finishes_a_join_that_a_poll_has_left(kafka_engine: KafkaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polls that end before the brokers answer, on a topic so new that the leader must assign twice: it owns all the same."""
+    monkeypatch.setattr(kafka_member, "STEP_MS", 1)
+    for _ in range(5):
+        log = KafkaLogHarness(new_settings(kafka_engine, group_session_timeout_ms=1_500, group_heartbeat_ms=200))
+        try:
+            reader = log.reader()
+            until(lambda reader=reader: reader.owned() == ALL)
+        finally:
+            log.close()

@@ -114,6 +114,7 @@ class Member:
     def _step(self, joined: bool) -> None:
         if joined:
             self._client.poll(STEP_MS)
+            self._finish_join()
         else:
             self._closing.wait(STEP_MS / 1e3)
         owned = frozenset(place.partition for place in self._client.assignment()) if joined else frozenset()
@@ -124,6 +125,17 @@ class Member:
             offsets = self._offsets()
         if offsets:
             self._client.commit_async(offsets, self._committed)
+
+    def _finish_join(self) -> None:
+        """Makes the driver look again at a join that a poll left on its way.
+
+        A leader joins again where it has learned of partitions since it assigned them. The driver (kafka-python 3.0.12) forgets that
+        wish once it assigns anew: if the poll ends before the brokers answer, the next one does not wait for the answer, and a member
+        that neither joins nor gives a sign of life stays so for good. It has no public way to be told.
+        """
+        coordinator = self._client._coordinator
+        if coordinator.rebalance_in_progress() and not coordinator.need_rejoin():
+            coordinator.request_rejoin()
 
     def _leave(self) -> None:
         with self._lock:
