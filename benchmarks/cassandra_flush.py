@@ -88,7 +88,8 @@ def run(store: CassandraStore, flushes: list[list[Record]], edges: int, name: st
 def read(reader: CassandraReader, subject: str) -> None:
     """Prints what reading takes."""
     for what, call in (
-        ("read_entity", lambda: reader.read_entity(subject)),
+        ("read_entities of 1", lambda: reader.read_entities([subject])),
+        ("read_entities of 100", lambda: reader.read_entities([f"user-{i:08d}" for i in range(100)])),
         ("list_actors of 100", lambda: reader.list_actors(subject, Kind.FOLLOW, None, 100)),
     ):
         began = time.perf_counter()

@@ -206,8 +206,8 @@ class StoreReader(Protocol):
         """Makes everything that was synced before this call visible to the calls after it."""
         ...
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
-        """All shards of an entity by (metric, shard), each as of now or later. Empty when the entity was never seen."""
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
+        """All shards of each entity by (metric, shard), each as of now or later, in order. Empty for one that was never seen."""
         ...
 
     def read_progress(self) -> dict[int, Progress]: ...

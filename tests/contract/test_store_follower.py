@@ -72,8 +72,8 @@ def test_a_child_that_is_killed_is_started_again(follower: RocksDbFollower) -> N
     follower.catch_up()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(BackendUnavailable, match="starts it again"):
-        follower.read_entity("star")
-    assert follower.read_entity("star") == {(int(Metric.FOLLOWERS), 0): Shard(3, 3, (), 2)}
+        follower.read_entities(["star"])[0]
+    assert follower.read_entities(["star"])[0] == {(int(Metric.FOLLOWERS), 0): Shard(3, 3, (), 2)}
     assert follower.pid != pid
 
 

@@ -43,7 +43,7 @@ def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path
                     fed = message.end
                 end = reader.read_progress()[0].end
                 assert end >= max(synced, fed)
-                assert reader.read_entity("star")[Metric.FOLLOWERS, 0].value >= followers(end)
+                assert reader.read_entities(["star"])[0][Metric.FOLLOWERS, 0].value >= followers(end)
                 for offset in range(max(0, end - 5), end + 1):  # a hole would be anywhere between what is old and what is new
                     actor = f"{offset}-{rng.randrange(REMOVED, PER_FLUSH)}"
                     assert reader.check_edges(actor, Kind.FOLLOW, ["star", "stan"]) == [True, False]
@@ -58,7 +58,7 @@ def test_a_reader_follows_an_owner_that_is_killed_again_and_again(tmp_path: Path
     listed: list[ListCursor] = []
     while page := reader.list_actors("star", Kind.FOLLOW, listed[-1] if listed else None, 1_000):
         listed += page
-    assert len(listed) == reader.read_entity("star")[Metric.FOLLOWERS, 0].value == followers(end)
+    assert len(listed) == reader.read_entities(["star"])[0][Metric.FOLLOWERS, 0].value == followers(end)
     rows = rows_of(open_scanner(path))
     assert [key for key, edge in sorted(rows.edges.items()) if edge.active] == rows.actor_lists
     assert len(rows.subject_lists) == len(rows.actor_lists) == followers(end)
@@ -104,7 +104,7 @@ def test_a_full_disk_passes(small_disk: Path) -> None:
         offset += 1
         reader.catch_up()
         assert reader.read_progress()[0].end == offset - 1
-        assert reader.read_entity("star")[Metric.FOLLOWERS, 0].value == followers(offset - 1)
+        assert reader.read_entities(["star"])[0][Metric.FOLLOWERS, 0].value == followers(offset - 1)
     ends = [message.end for message in reader.poll()]
     assert ends == sorted(set(ends))
     assert len(rows_of(open_scanner(path)).subject_lists) == followers(offset - 1)

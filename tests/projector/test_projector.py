@@ -94,7 +94,7 @@ class Bench:
 
     def followers(self) -> dict[int, Shard]:
         self.reader.catch_up()
-        return {shard: row for (metric, shard), row in self.reader.read_entity("star").items() if metric == Metric.FOLLOWERS}
+        return {shard: row for (metric, shard), row in self.reader.read_entities(["star"])[0].items() if metric == Metric.FOLLOWERS}
 
     def messages(self) -> list[FeedMessage]:
         return self.reader.poll()

@@ -58,7 +58,10 @@ class FakeStore:
     def catch_up(self) -> None:
         self._check()
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
+        return [self._read_entity(entity) for entity in entities]
+
+    def _read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
         with self._lock:
             self.reads.append(entity)
         self._read()

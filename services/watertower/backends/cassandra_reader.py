@@ -52,11 +52,15 @@ class CassandraReader:
     def catch_up(self) -> None:
         """Nothing to do."""
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
-        counts, own = self._connection.run([self._counts.bind((entity,)), self._own_counts.bind((entity,))])
-        shards = {(metric, shard): cells.decode_shard(cell) for metric, shard, cell in counts}
-        shards.update(((int(metric), int(shard)), cells.decode_shard(cell)) for metric, shard, cell in own)
-        return shards
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
+        statements = (statement.bind((entity,)) for entity in entities for statement in (self._counts, self._own_counts))
+        rows = iter(self._connection.run(statements))
+        found = []
+        for counts, own in zip(rows, rows, strict=True):
+            shards = {(metric, shard): cells.decode_shard(cell) for metric, shard, cell in counts}
+            shards.update(((int(metric), int(shard)), cells.decode_shard(cell)) for metric, shard, cell in own)
+            found.append(shards)
+        return found
 
     def read_progress(self) -> dict[int, Progress]:
         (rows,) = self._connection.run([self._progress.bind(())])

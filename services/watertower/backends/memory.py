@@ -135,9 +135,9 @@ class MemoryStore:
     def catch_up(self) -> None:
         """Nothing to do: reads see every write."""
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
         with self._rows.lock:
-            return {(metric, shard): row for (_, metric, shard), row in self._rows.shards[entity].rows()}
+            return [{(metric, shard): row for (_, metric, shard), row in self._rows.shards[entity].rows()} for entity in entities]
 
     def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
         with self._rows.lock:

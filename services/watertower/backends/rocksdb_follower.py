@@ -55,8 +55,8 @@ class RocksDbFollower:
     def catch_up(self) -> None:
         self._call("catch_up")
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
-        return self._call("read_entity", entity)  # type: ignore[no-any-return] # what the same method returned in the child
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
+        return self._call("read_entities", list(entities))  # type: ignore[no-any-return] # what the same method returned in the child
 
     def read_progress(self) -> dict[int, Progress]:
         return self._call("read_progress")  # type: ignore[no-any-return] # as above

@@ -61,7 +61,10 @@ class RocksDbReader:
                 self._follow()
                 self._caught_up_to = now
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
+        return [self._read_entity(entity) for entity in entities]
+
+    def _read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
         prefix = keys.entity_prefix(entity)
         shards: dict[tuple[int, int], Shard] = {}
         with self._lock:

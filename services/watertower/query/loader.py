@@ -146,8 +146,8 @@ class StoreReads:
             return last
         load = Load()
 
-        def read(reader: StoreReader) -> list[Mapping[tuple[int, int], Shard]]:
-            return [reader.read_entity(entity) for entity in load.entities]
+        def read(reader: StoreReader) -> Sequence[Mapping[tuple[int, int], Shard]]:
+            return reader.read_entities(load.entities)
 
         self._jobs[load] = self._enqueue(_Job(read, load))
         return load

@@ -93,7 +93,7 @@ class SnapshotContract:
         def read() -> None:
             while not done.is_set():
                 reader.catch_up()
-                values = {shard.value for shard in reader.read_entity("a").values()}
+                values = {shard.value for shard in reader.read_entities(["a"])[0].values()}
                 if len(values) > 1:
                     problems.append(str(values))
 

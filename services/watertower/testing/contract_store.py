@@ -94,7 +94,7 @@ class StoreContract:
         assert (found.edges, found.shards, found.progress) == (edges, shards, progress)
         assert found.subject_lists == sorted(lists)
         reader = stores.reader().store
-        assert reader.read_entity(name) == {key[1:]: shard for key, shard in shards.items()}
+        assert reader.read_entities([name])[0] == {key[1:]: shard for key, shard in shards.items()}
         assert reader.read_progress() == progress
         assert sorted(row.other for row in reader.list_actors(name, Kind.LIKE, None, 1_000)) == sorted(IDS)
 
@@ -105,21 +105,23 @@ class StoreContract:
         assert store.read_shards([]) == store.read_shards([("a", 1, 0)]) == {}
         assert store.read_progress() == {}
         reader = stores.reader().store
-        assert reader.read_entity("a") == {}
+        assert reader.read_entities(["a"])[0] == {}
         assert reader.read_progress() == {}
         assert reader.check_edges("a", Kind.FOLLOW, ["b", "c"]) == [False, False]
         assert reader.list_actors("a", Kind.FOLLOW, None, 10) == reader.list_subjects("a", Kind.FOLLOW, None, 10) == []
         assert rows_of(stores.scanner()) == expected_rows([])
 
     def test_an_entity_is_not_the_one_that_begins_like_it(self, stores: StoreHarness) -> None:
-        """read_entity gives the shards of this id alone, of all metrics and partitions."""
+        """read_entities gives the shards of each id alone, of all metrics and partitions, in the order of the question."""
         owner = stores.owner()
         shards = {(e, int(m), p): Shard(len(e) * 100 + m * 10 + p, 0, (), 1) for e in IDS for m in Metric for p in range(PARTITIONS)}
         owner.store.write_derived(shards, {})
         owner.store.sync()
         reader = stores.reader().store
-        for entity in IDS:
-            assert reader.read_entity(entity) == {(m, p): shard for (e, m, p), shard in shards.items() if e == entity}
+        expected = {entity: {(m, p): shard for (e, m, p), shard in shards.items() if e == entity} for entity in IDS}
+        asked = [*reversed(IDS), "nobody", IDS[0]]
+        assert reader.read_entities(asked) == [expected.get(entity, {}) for entity in asked]
+        assert reader.read_entities([]) == []
 
     def test_a_value_is_replaced_not_added(self, stores: StoreHarness) -> None:
         """Writes are absolute: the last position's value stands, crossings included, for owner and reader."""
@@ -131,7 +133,7 @@ class StoreContract:
             store.sync()
             assert store.read_shards([("a", 1, 0)]) == {("a", 1, 0): shard}
             reader.catch_up()
-            assert reader.read_entity("a") == {(1, 0): shard}
+            assert reader.read_entities(["a"])[0] == {(1, 0): shard}
 
     def test_a_removed_edge_exists(self, stores: StoreHarness) -> None:
         """Its row stays, for the rule of the last writer; no check and no list shows it."""
@@ -233,7 +235,7 @@ class StoreContract:
             for step in range(len(STEPS)):
                 write(*owner, flush, [step])
                 reader.catch_up()
-                derived = reader.read_entity("s").get((Metric.FOLLOWERS, 0), Shard(0, 0, (), -1)).value == offset + 1
+                derived = reader.read_entities(["s"])[0].get((Metric.FOLLOWERS, 0), Shard(0, 0, (), -1)).value == offset + 1
                 listed = len(reader.list_actors("s", Kind.FOLLOW, None, 10)) == offset + 1
                 edges = reader.check_edges(f"a{offset}", Kind.FOLLOW, ["s"]) == [True]
                 progress = reader.read_progress().get(0, Progress(-1, b"", 0)).end == offset
@@ -305,7 +307,7 @@ class StoreContract:
             last: dict[tuple[int, int], int] = {}
             while not done.is_set():
                 reader.catch_up()
-                for key, shard in reader.read_entity("a").items():
+                for key, shard in reader.read_entities(["a"])[0].items():
                     if shard.value < last.get(key, 0):
                         problems.append(f"{key}: {shard.value} after {last[key]}")
                     last[key] = shard.value
@@ -321,7 +323,7 @@ class StoreContract:
             thread.join(WAIT_S)
         assert problems == []
         reader.catch_up()
-        assert {shard.value for shard in reader.read_entity("a").values()} == {199}
+        assert {shard.value for shard in reader.read_entities(["a"])[0].values()} == {199}
 
     def test_closing_twice_is_closing_once(self, stores: StoreHarness) -> None:
         """Every handle may be closed again."""

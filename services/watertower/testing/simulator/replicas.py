@@ -96,8 +96,10 @@ class ReplicatedStore:
     def catch_up(self) -> None:
         """Nothing to do: reads are at quorum."""
 
-    def read_entity(self, entity: str) -> dict[tuple[int, int], Shard]:
-        return {key[1:]: shard for key, shard in self._partition(("shards", entity)).items()}
+    def read_entities(self, entities: Sequence[str]) -> list[dict[tuple[int, int], Shard]]:
+        selects = [Select(("shards", entity), lambda key: True, repaired_as_one=False) for entity in entities]
+        found = wait(self._cluster.all_of([self._cluster.reading(select) for select in selects])) if entities else []
+        return [{key[1:]: shard for key, shard in rows.items()} for rows in found]
 
     def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
         active = {key[2] for key, edge in self._partition(("edges", actor)).items() if edge.active and key[1] == kind}
