@@ -21,9 +21,12 @@ _RING = 2**64
 QUICK_START = {
     "cassandra.skip_wait_for_gossip_to_settle": 0,
     "cassandra.ring_delay_ms": 1000,
+    # Twice the ring's delay by default; a node that is silent for half of it before it owns tokens is forgotten by the others, and on
+    # one machine with little to compute with they all are.
+    "cassandra.gossip_quarantine_delay_ms": 120_000,
     "cassandra.superuser_setup_delay_ms": 0,
 }
-"""Waits for gossip, a ring and a user that a new cluster on one machine does not need: 8, 30 and 10 s."""
+"""Waits for gossip, a ring and a user that a new cluster on one machine does not need (8, 30 and 10 s), and one that it does."""
 
 # What of Java 17's insides it needs.
 _OPEN = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in ("jdk.internal.ref", "sun.nio.ch", "java.io")] + [
@@ -31,10 +34,12 @@ _OPEN = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in ("jdk.int
     for package in ("java.rmi/sun.rmi.registry", "java.rmi/sun.rmi.server", "java.management.rmi/com.sun.jmx.remote.internal.rmi")
 ]
 
+# StorageService says at DEBUG that a peer has its tokens.
 _LOGGING = """\
 <configuration><appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
 <encoder><pattern>%-5level [%thread] %date{ISO8601} %F:%L - %msg%n</pattern></encoder></appender>
-<root level="INFO"><appender-ref ref="STDOUT"/></root></configuration>
+<root level="INFO"><appender-ref ref="STDOUT"/></root>
+<logger name="org.apache.cassandra.service.StorageService" level="DEBUG"/></configuration>
 """
 
 _SETTINGS = """\
@@ -80,12 +85,13 @@ def jars() -> Path:
 
 
 class CassandraNode(jvm.JvmNode):
-    """A node that is ready when it and its peers see each other, too: what asks for a quorum right after that gets one."""
+    """A node that is ready when it and its peers see each other and know each other's tokens, too: whatever asks for a quorum right
+    after that gets one, and a table made then has all its copies."""
 
     def __init__(self, number: int, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int) -> None:
         super().__init__(f"cassandra {number}", f"127.0.0.{number}:{native_port}", folder, _JARS, arguments, READY)
         self.peers: Sequence[CassandraNode] = ()
-        self._up = f"/127.0.0.{number}:{storage_port} is now UP"
+        self._met = [f"/127.0.0.{number}:{storage_port} {what}" for what in ("is now UP", "state NORMAL, token")]
         self._to_meet: dict[CassandraNode, int] = {}
 
     def launch(self, trained: Path | None = None) -> None:
@@ -96,8 +102,10 @@ class CassandraNode(jvm.JvmNode):
     def wait_ready(self) -> None:
         super().wait_ready()
         for peer, length in self._to_meet.items():
-            self.wait_for_line(peer._up)
-            peer.wait_for_line(self._up, after=length)
+            for line in peer._met:
+                self.wait_for_line(line)
+            for line in self._met:
+                peer.wait_for_line(line, after=length)
 
 
 def why_not(request: Request) -> str:
