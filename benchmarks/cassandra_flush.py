@@ -52,6 +52,7 @@ def run(store: CassandraStore, flushes: list[list[Record]], edges: int, name: st
     computed: dict[str, float] = defaultdict(float)
     by_node: dict[str, float] = defaultdict(float)
     began, began_cpu = time.perf_counter(), time.process_time()
+    mark, mark_cpu, mark_node = began, began_cpu, cpu_of(node)
 
     def lap(step: str) -> None:
         nonlocal mark, mark_cpu, mark_node
@@ -61,7 +62,6 @@ def run(store: CassandraStore, flushes: list[list[Record]], edges: int, name: st
         by_node[step] += now_node - mark_node
         mark, mark_cpu, mark_node = now, now_cpu, now_node
 
-    mark, mark_cpu, mark_node = began, began_cpu, cpu_of(node)
     for records in flushes:
         keys = touched(records)
         lap("touched")

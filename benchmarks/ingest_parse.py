@@ -12,6 +12,7 @@ from watertower.codec import encode_batch
 from watertower.core.model import EventBatch
 from watertower.ingest.batcher import Batcher
 from watertower.ingest.events import events_of
+from watertower.v1.common_pb2 import KIND_FOLLOW, STATE_ACTIVE
 from watertower.v1.writer_pb2 import Event, RecordEventsRequest
 
 EVENTS = 500
@@ -42,7 +43,7 @@ def main() -> None:
 def _call(rng: random.Random) -> RecordEventsRequest:
     events = []
     for _ in range(EVENTS):
-        event = Event(actor=f"account-{rng.randrange(10**8)}", kind=1, subject="star-0000000001", state=1)
+        event = Event(actor=f"account-{rng.randrange(10**8)}", kind=KIND_FOLLOW, subject="star-0000000001", state=STATE_ACTIVE)
         event.occurred_at.FromMicroseconds(NOW_S * 1_000_000 - rng.randrange(10**9))
         events.append(event)
     return RecordEventsRequest(events=events)

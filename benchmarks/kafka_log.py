@@ -93,7 +93,11 @@ def latencies_ms(settings: KafkaSettings, record: bytes, count: int) -> tuple[li
     for number in range(count):
         began = time.perf_counter()
         future = writer.append(number % PARTITIONS, record, _CLOCK.now_us())
-        future.add_done_callback(lambda _, began=began: acknowledged.append(time.perf_counter() - began))
+
+        def tell(_: object, began: float = began) -> None:
+            acknowledged.append(time.perf_counter() - began)
+
+        future.add_done_callback(tell)
         while not (new := reader.read(reached, 10, 2**20)):
             time.sleep(0.001)
         seen.append(time.perf_counter() - began)

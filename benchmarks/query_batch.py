@@ -21,10 +21,18 @@ from watertower.ports import FeedMessage
 from watertower.query.cache import CountsCache, Load
 from watertower.query.service import SERVICE, QueryService
 from watertower.rpc import RpcServer
-from watertower.v1 import reader_pb2, reader_pb2_grpc
+from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc
 
 ENTITIES = 20_000
 PARTITIONS = 8
+METRICS = (
+    common_pb2.METRIC_FOLLOWERS,
+    common_pb2.METRIC_FOLLOWING,
+    common_pb2.METRIC_LIKES,
+    common_pb2.METRIC_LIKES_GIVEN,
+    common_pb2.METRIC_COMMENTS,
+    common_pb2.METRIC_COMMENTS_WRITTEN,
+)
 
 
 def filled_store() -> FakeStore:
@@ -38,7 +46,7 @@ def filled_store() -> FakeStore:
     return store
 
 
-async def in_process(service: QueryService, batch: int, metrics: Sequence[int], seconds: float) -> None:
+async def in_process(service: QueryService, batch: int, metrics: Sequence[common_pb2.Metric], seconds: float) -> None:
     """From a parsed request to the response's bytes."""
     rng = random.Random(1)
     requests = [
@@ -70,7 +78,7 @@ async def over_grpc(port: int, batch: int, callers: int, seconds: float) -> None
 
         async def call_on() -> None:
             request = reader_pb2.BatchGetCountsRequest(
-                entities=[f"account-{rng.randrange(ENTITIES):08d}" for _ in range(batch)], metrics=[Metric.FOLLOWERS]
+                entities=[f"account-{rng.randrange(ENTITIES):08d}" for _ in range(batch)], metrics=[common_pb2.METRIC_FOLLOWERS]
             )
             while time.perf_counter() - began < seconds:
                 asked = time.perf_counter()
@@ -121,8 +129,8 @@ async def main() -> None:
     port = await server.start()
     await service.start()
     server.set_ready(True)
-    for metrics in ([1], [1, 2], [1, 2, 3, 4, 5, 6]):
-        await in_process(service, 1_000, metrics, seconds)
+    for number in (1, 2, 6):
+        await in_process(service, 1_000, METRICS[:number], seconds)
     for batch, callers in ((1, 1), (1, 32), (100, 8), (1_000, 4)):
         await over_grpc(port, batch, callers, seconds)
     await server.stop(1.0)

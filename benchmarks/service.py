@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,14 +158,16 @@ def ms(seconds: list[float], share: float) -> float | None:
 
 def debut(home: Path, followers: int, reads_per_s: float) -> dict[str, Any]:
     """`watertower debut`, with its readers before and during the surge at the same offered load."""
-    return run(Plan(PRESETS["2019"], followers, 7), None, reads_per_s, home / "data", Live(), SystemClock())
+    options = {"data": str(home / "data")}
+    return run(Plan(PRESETS["2019"], followers, 7), None, reads_per_s, options, home / "service.log", Live(), SystemClock())
 
 
-def on_service(measure: Callable[[Service, Path], dict[str, Any]]) -> dict[str, Any]:
+def on_service(measure: Callable[[Service, Path], dict[str, Any]], settings: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """On a service of its own, with these settings and a new data folder."""
     home = Path(tempfile.mkdtemp(prefix="watertower-bench-"))
     try:
         with (home / "service.log").open("wb") as log:
-            service = Service(home / "data", log)
+            service = Service({"data": str(home / "data"), **(settings or {})}, log)
             try:
                 return measure(service, home / "data")
             finally:

@@ -62,10 +62,12 @@ class LogWriter(Protocol):
     @property
     def identity(self) -> LogIdentity: ...
 
-    def append(self, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+    def append(self, partition: int, payload: bytes, appended_at: int, traceparent: str = "") -> "Future[int]":
         """Appends one record. The future gives its offset when the record is durable: it survives the death of the process and of
         the machine. Records of one partition get offsets in the order of the calls. A future that fails with BackendUnavailable
         means "not acknowledged": the record may or may not be in the log. Never blocks for the disk or the network.
+
+        `traceparent` (W3C trace context) goes with the record where the log has headers.
         """
         ...
 

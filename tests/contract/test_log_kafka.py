@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 
 from tests.contract.kafka_harnesses import CLOCK, IGNORE_SOCKETS, PARTITIONS, KafkaLogHarness, new_settings, owner_process, until
-from watertower.backends import kafka_member
+from watertower.backends import kafka_member, kafka_reader
 from watertower.backends.kafka_client import RECORD_BYTES_MAX, admin
 from watertower.backends.kafka_reader import KafkaLogReader
-from watertower.errors import BackendRefused
+from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.testing.contract_log import WAIT_S, LogContract, append, at_hand, read_all
 from watertower.testing.engines import KafkaEngine
 
@@ -253,3 +254,29 @@ def test_a_member_finishes_a_join_that_a_poll_has_left(kafka_engine: KafkaEngine
             until(lambda reader=reader: reader.owned() == ALL)
         finally:
             log.close()
+
+
+def test_a_client_that_is_never_answered_is_replaced(log: KafkaLogHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's client stops to work while brokers answer others: a new one takes over, with no record left out or given twice."""
+    monkeypatch.setattr(kafka_reader, "REPLACE_AFTER_S", 0.2)
+    append(log.writer(), 0, b"a", b"b")
+    reader = log.reader()
+    assert [record.payload for record in read_all(reader, {0: -1}, 2)] == [b"a", b"b"]
+    stuck = reader._client
+
+    def unanswered(*_: object, **__: object) -> None:
+        raise KafkaTimeoutError("nobody answers")
+
+    for question in ("poll", "beginning_offsets", "end_offsets"):
+        monkeypatch.setattr(stuck, question, unanswered)
+    append(log.writer(), 0, b"c")
+
+    def answered() -> bool:
+        try:
+            return reader.start(0) == 0
+        except BackendUnavailable:
+            return False
+
+    until(answered)
+    assert reader._client is not stuck
+    assert [record.payload for record in read_all(reader, {0: 1}, 1)] == [b"c"]

@@ -54,6 +54,7 @@ class Appended(NamedTuple):
     appended_at: int
     events: EventBatch
     future: "Future[int]"
+    traceparent: str = ""
 
     def land(self) -> None:
         self.future.set_result(self.offset)
@@ -68,11 +69,11 @@ class HeldLog:
         self.broken: Exception | None = None
         self.records: list[Appended] = []
 
-    def append(self, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+    def append(self, partition: int, payload: bytes, appended_at: int, traceparent: str = "") -> "Future[int]":
         if self.broken is not None:
             raise self.broken
         offset = 10 + 7 * len(self.records)
-        record = Appended(partition, offset, appended_at, decode_batch(payload), Future())
+        record = Appended(partition, offset, appended_at, decode_batch(payload), Future(), traceparent)
         self.records.append(record)
         if not self.held:
             record.land()

@@ -308,3 +308,29 @@ def test_an_error_at_a_failpoint_is_not_acknowledged(point: str, appended: int) 
             await record(ingest, actor_in(0, skip=1))
 
     asyncio.run(scenario())
+
+
+def test_a_record_carries_the_trace_of_the_first_call_that_has_one() -> None:
+    """W3C trace context travels from the call's metadata into the log; what is malformed is ignored."""
+    traces = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2)]
+
+    async def scenario() -> None:
+        log = HeldLog(held=True)
+        async with serving(log) as ingest:
+
+            def call(number: int, *metadata: tuple[str, str]) -> asyncio.Task[RecordEventsResponse]:
+                asked = ingest.stub.RecordEvents(request(follow(actor_in(0, skip=number))), metadata=metadata)
+                return asyncio.ensure_future(asked)
+
+            calls = [call(0)]
+            await until(lambda: len(log.records) == 1)
+            for number, metadata in enumerate([("traceparent", "not a trace"), *(("traceparent", trace) for trace in traces)], 1):
+                calls.append(call(number, metadata))
+                await until(lambda number=number: ingest.service.queue_events == number + 1)
+            log.records[0].land()
+            await until(lambda: len(log.records) == 2)
+            log.records[1].land()
+            await asyncio.gather(*calls)
+        assert [record.traceparent for record in log.records] == ["", traces[0]]
+
+    asyncio.run(scenario())

@@ -4,18 +4,28 @@ Two clients of the driver: a member of the consumer group, which says what this 
 group, which fetches what it is asked for from the offsets it is given (kafka_prefetch.py). Kept apart, because a rebalance must not
 touch what is fetched, and because no offset may come from anywhere but the store's progress: neither from the group's commits nor from
 a reset to the log's start or end.
+
+The driver reconnects by itself, but it was seen not to: a projector that had been frozen for a minute while a broker restarted asked for
+offsets in vain for two minutes more, while others were answered. So a client that fails for long is replaced as soon as a new one can
+be opened.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
-from kafka import KafkaConsumer, TopicPartition
+import structlog
+from kafka import KafkaConsumer, TopicPartition, errors
 
 from watertower.backends.kafka_client import KafkaSettings, translated
 from watertower.backends.kafka_dead_letters import DeadLetter, DeadLetters
 from watertower.backends.kafka_member import Member
 from watertower.backends.kafka_prefetch import Prefetch, consumer
 from watertower.backends.kafka_topics import log_identity
+from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ports import Clock, LogIdentity, LogRecord
+
+REPLACE_AFTER_S = 15.0
+"""Seconds for which the brokers may not answer the client that fetches before a new one is tried: several request timeouts."""
 
 
 class KafkaLogReader:
@@ -23,14 +33,15 @@ class KafkaLogReader:
 
     def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         """Raises StartRefused: no such topic, an unsafe one, no access; BackendUnavailable: no broker answers."""
-        self._clock, self._topic = clock, settings.log_topic
+        self._settings, self._clock, self._topic = settings, clock, settings.log_topic
         self._timeout_ms = settings.request_timeout_ms
         self._identity = log_identity(settings, clock)
-        self._client: KafkaConsumer = consumer(settings, clock, offset_reset="none")
+        self._client = self._opened()
+        self._failing_since_s: float | None = None
         self._dead_letters = DeadLetters(settings, clock)
         self.closed = False
         try:
-            self._prefetch = Prefetch(self._client, self._topic, self._identity.partitions, settings.prefetch_bytes)
+            self._prefetch = self._new_prefetch()
             self._member = Member(settings, clock)
         except Exception:
             self._client.close()
@@ -43,15 +54,22 @@ class KafkaLogReader:
     def read(self, after: Mapping[int, int], records_max: int, bytes_max: int) -> list[LogRecord]:
         """See ports.LogReader. Raises BackendRefused where the log no longer has, or does not have yet, what comes next: `start` and
         `ends` tell which."""
-        return self._prefetch.take(after, records_max, bytes_max) if after else []
+        if not after:
+            return []
+        with self._watched():
+            records = self._prefetch.take(after, records_max, bytes_max)
+        if records:
+            self._failing_since_s = None
+        return records
 
     def ends(self, partitions: Collection[int]) -> dict[int, int]:
         """See ports.LogReader. A request to the brokers. (What they call the end is the high watermark, and a leader that does not know
         it yet says so instead of giving an older one.)"""
         if not partitions:
             return {}
-        with translated("the log's ends cannot be read"):
+        with self._watched(), translated("the log's ends cannot be read"):
             found = self._client.end_offsets([self._place(partition) for partition in partitions], timeout_ms=self._timeout_ms)
+        self._failing_since_s = None
         return {place.partition: offset - 1 for place, offset in found.items()}
 
     def owned(self) -> frozenset[int]:
@@ -61,8 +79,10 @@ class KafkaLogReader:
     def start(self, partition: int) -> int:
         """See ports.LogReader."""
         place = self._place(partition)
-        with translated("the log's start cannot be read"):
-            return int(self._client.beginning_offsets([place], timeout_ms=self._timeout_ms)[place])
+        with self._watched(), translated("the log's start cannot be read"):
+            found = self._client.beginning_offsets([place], timeout_ms=self._timeout_ms)
+        self._failing_since_s = None
+        return int(found[place])
 
     def record_at(self, partition: int, offset: int) -> LogRecord | None:
         """See ports.LogReader. What was fetched ahead is fetched again afterwards: for the start, not for every step."""
@@ -89,3 +109,34 @@ class KafkaLogReader:
 
     def _place(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
+
+    def _opened(self) -> KafkaConsumer:
+        return consumer(self._settings, self._clock, offset_reset="none")
+
+    def _new_prefetch(self) -> Prefetch:
+        return Prefetch(self._client, self._topic, self._identity.partitions, self._settings.prefetch_bytes)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Notes that the brokers did not answer, and for how long they have not."""
+        try:
+            yield
+        except BackendUnavailable:
+            now = self._clock.monotonic_s()
+            if self._failing_since_s is None:
+                self._failing_since_s = now
+            elif now - self._failing_since_s >= REPLACE_AFTER_S:
+                self._failing_since_s = now
+                self._replace_client()
+            raise
+
+    def _replace_client(self) -> None:
+        try:
+            opened = self._opened()
+        except (BackendUnavailable, StartRefused):
+            return  # it is not this client's fault
+        stuck, self._client = self._client, opened
+        self._prefetch = self._new_prefetch()
+        structlog.get_logger("watertower.log").warning("log_client_replaced", unanswered_s=REPLACE_AFTER_S)
+        with suppress(errors.KafkaError):
+            stuck.close()

@@ -24,7 +24,7 @@ class MemoryLog:
     def identity(self) -> LogIdentity:
         return self._identity
 
-    def append(self, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+    def append(self, partition: int, payload: bytes, appended_at: int, traceparent: str = "") -> "Future[int]":
         """See ports.LogWriter. The future is done when this returns. Raises ValueError for a partition that the log does not have."""
         if not 0 <= partition < self._identity.partitions:
             raise ValueError(f"partition {partition} of {self._identity.partitions}")

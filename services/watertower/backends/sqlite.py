@@ -80,7 +80,7 @@ class SqliteLogWriter:
     def identity(self) -> LogIdentity:
         return self._identity
 
-    def append(self, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+    def append(self, partition: int, payload: bytes, appended_at: int, traceparent: str = "") -> "Future[int]":
         """See ports.LogWriter. The future cannot be cancelled: its record is on its way. It fails with BackendRefused when the log is
         closed or damaged. Raises ValueError for a partition that the log does not have."""
         if not 0 <= partition < self._identity.partitions:

@@ -36,14 +36,14 @@ class Appender:
         self._drained = asyncio.Event()
         self._drained.set()
 
-    async def append(self, parts: Mapping[int, EventBatch], deadline_s: float = math.inf) -> dict[int, int]:
+    async def append(self, parts: Mapping[int, EventBatch], deadline_s: float = math.inf, traceparent: str = "") -> dict[int, int]:
         """Appends the events of a call, by partition; the offset of the last record per partition, once all are durable.
 
         `deadline_s`: seconds by the clock's monotonic time; what has not gone into a record by then is not appended. Raises
         CallRefused (QUEUE_FULL with nothing appended, or DEADLINE_PASSED), whatever the log failed with, and BackendUnavailable a
         little before the deadline. When the waiting task is cancelled, what has not gone into a record is not appended.
         """
-        call = self._batcher.add(parts, deadline_s)
+        call = self._batcher.add(parts, deadline_s, traceparent)
         loop = asyncio.get_running_loop()
         timer = None if deadline_s == math.inf else loop.call_later(self._patience_s(deadline_s), self._give_up, loop, call)
         answer = self._answers[call] = loop.create_future()
@@ -98,7 +98,7 @@ class Appender:
         # A wall clock that is set back must not make appended_at fall.
         appended_at = self._appended_at[partition] = max(self._clock.now_us(), self._appended_at[partition])
         failpoints.reach("ingest.before_append")
-        future = self._log.append(partition, payload, appended_at)
+        future = self._log.append(partition, payload, appended_at, self._batcher.traceparent(partition))
         failpoints.reach("ingest.after_append")
         return future
 

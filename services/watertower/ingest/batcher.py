@@ -21,10 +21,11 @@ from watertower.errors import CallRefused, Reason
 class Call:
     """One call on its way into the log. `offsets` (of the last record per partition) and `error` are final once it has ended."""
 
-    __slots__ = ("deadline_s", "ended", "error", "in_flight", "offsets", "waiting")
+    __slots__ = ("deadline_s", "ended", "error", "in_flight", "offsets", "traceparent", "waiting")
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, traceparent: str = "") -> None:
         self.deadline_s = deadline_s  # seconds, monotonic
+        self.traceparent = traceparent
         self.waiting: set[Piece] = set()
         self.in_flight = 0
         self.offsets: dict[int, int] = {}
@@ -80,9 +81,9 @@ class Batcher:
         if self.events + events > self._queue_events_max or self.id_bytes + id_bytes > self._queue_bytes_max:
             raise CallRefused(Reason.QUEUE_FULL, retry_after_s=self._retry_after_s)
 
-    def add(self, parts: Mapping[int, EventBatch], deadline_s: float) -> Call:
+    def add(self, parts: Mapping[int, EventBatch], deadline_s: float, traceparent: str = "") -> Call:
         """Takes in the events of a call, by partition. Raises CallRefused(QUEUE_FULL), and then has taken nothing."""
-        call = Call(deadline_s)
+        call = Call(deadline_s, traceparent)
         pieces = [piece for partition, events in parts.items() for piece in self._pieces(call, partition, events)]
         events, id_bytes = sum(piece.size for piece in pieces), sum(piece.id_bytes for piece in pieces)
         self.refuse_if_full(events, id_bytes)
@@ -127,6 +128,10 @@ class Batcher:
             return None
         self._in_flight[partition] = taken
         return _joined([piece.events for piece in taken])
+
+    def traceparent(self, partition: int) -> str:
+        """Of the record in flight: that of its first call that has one. A record has one header, and may be of many calls."""
+        return next((piece.call.traceparent for piece in self._in_flight[partition] if piece.call.traceparent), "")
 
     def appended(self, partition: int, offset: int) -> None:
         """The record in flight is durable at `offset`."""

@@ -1,6 +1,8 @@
 """EngagementWriter: validates, routes, coalesces, appends; acknowledges only what the log holds durably."""
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -16,6 +18,9 @@ from watertower.ports import Clock, LogWriter
 from watertower.rpc import service_handler
 from watertower.v1.writer_pb2 import DESCRIPTOR, RecordEventsRequest, RecordEventsResponse
 from watertower.validation import EVENTS_MAX
+
+TRACEPARENT = "traceparent"
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 SERVICE: str = DESCRIPTOR.services_by_name["EngagementWriter"].full_name
 
@@ -65,7 +70,7 @@ class IngestService:
         # Before any work; the bytes are known only after it, so `append` looks again.
         self._batcher.refuse_if_full(min(len(request.events), EVENTS_MAX))
         parts = events_of(request, self._partitions, self._clock.now_us() + self._ahead_us_max)
-        offsets = await self._appender.append(parts, self._deadline_s(context))
+        offsets = await self._appender.append(parts, self._deadline_s(context), traceparent(context.invocation_metadata()))
         return RecordEventsResponse(write_token=encode_position(Position(self._generation, offsets)))
 
     async def drain(self) -> None:
@@ -76,3 +81,12 @@ class IngestService:
     def _deadline_s(self, context: "grpc.aio.ServicerContext[Any, Any]") -> float:
         remaining_s: float | None = context.time_remaining()
         return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s
+
+
+def traceparent(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """A call's W3C trace context; empty when it has none, or none that is well formed (it is then to be ignored, says the
+    recommendation)."""
+    for key, value in metadata or ():
+        if key == TRACEPARENT and isinstance(value, str) and _TRACEPARENT.fullmatch(value):
+            return value
+    return ""

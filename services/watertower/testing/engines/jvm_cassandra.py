@@ -91,7 +91,7 @@ class CassandraNode(jvm.JvmNode):
     def __init__(self, number: int, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int) -> None:
         super().__init__(f"cassandra {number}", f"127.0.0.{number}:{native_port}", folder, _JARS, arguments, READY)
         self.peers: Sequence[CassandraNode] = ()
-        self._met = [f"/127.0.0.{number}:{storage_port} {what}" for what in ("is now UP", "state NORMAL, token")]
+        self._up, self._has_token = (f"/127.0.0.{number}:{storage_port} {what}" for what in ("is now UP", "state NORMAL, token"))
         self._to_meet: dict[CassandraNode, int] = {}
 
     def launch(self, trained: Path | None = None) -> None:
@@ -102,10 +102,11 @@ class CassandraNode(jvm.JvmNode):
     def wait_ready(self) -> None:
         super().wait_ready()
         for peer, length in self._to_meet.items():
-            for line in peer._met:
-                self.wait_for_line(line)
-            for line in self._met:
-                peer.wait_for_line(line, after=length)
+            self.wait_for_line(peer._up)
+            peer.wait_for_line(self._up, after=length)
+            if self.starts == 1:  # nodes keep what they know of tokens
+                self.wait_for_line(peer._has_token)
+                peer.wait_for_line(self._has_token, after=length)
 
 
 def why_not(request: Request) -> str:

@@ -38,6 +38,9 @@ class Deadline:
     def time_remaining(self) -> float:
         return self._ends_s - self._loop.now_s
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
 
 class Callers:
     """Clients of ingest: each call is repeated to the letter until it is acknowledged or given up."""

@@ -54,7 +54,7 @@ class SimulatedLogWriter:
     def identity(self) -> LogIdentity:
         return self._log.identity
 
-    def append(self, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+    def append(self, partition: int, payload: bytes, appended_at: int, traceparent: str = "") -> "Future[int]":
         log = self._log
         future: Future[int] = Future()
         future.set_running_or_notify_cancel()
