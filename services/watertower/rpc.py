@@ -25,10 +25,19 @@ ERROR_DOMAIN = "watertower.v1"
 DETAILS_VIOLATIONS_MAX = 20
 """Broken rules that google.rpc.BadRequest spells out; ErrorInfo's metadata says how many there are (`violations`)."""
 
+ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.1
+"""How long before its deadline a call is told that a back end has not answered: this share of the time that it has left, so many seconds
+at most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
+
 Method: TypeAlias = "tuple[type[Message], Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | bytes]]]"
 """The type of the request, and what answers it: with a message or, for a hot path, with the bytes of one."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def patience_s(left_s: float) -> float:
+    """How long a back end may take for a call with so many seconds left."""
+    return left_s - min(left_s * ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX)
 
 
 def service_handler(

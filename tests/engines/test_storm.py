@@ -30,6 +30,9 @@ EVENTS_MIN = 1_000
 WRITERS, WRITER_PAUSE_S = 4, 0.2
 """Callers, and the seconds that each waits between two calls: a backlog must not be what is tested."""
 
+THREE_PAUSE_S = 1.0
+"""The same on three nodes each, with what they need themselves of the machine."""
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -71,7 +74,7 @@ def test_the_storm_on_three_nodes_each(tmp_path: Path, rng: random.Random) -> No
             together = [lambda: nemesis.lose({"broker": broker, "node": node})]
             return [*together, *nemesis.kills(3), *nemesis.zombies(1), *restarts(nemesis, log, store)]
 
-        storm(roles, rng, faults)
+        storm(roles, rng, faults, pause_s=THREE_PAUSE_S)
 
 
 @contextlib.contextmanager
@@ -89,11 +92,11 @@ def restarts(nemesis: Nemesis, log: KafkaEngine, store: CassandraEngine) -> list
     return [lambda: nemesis.restart("broker", log.nodes[0]), lambda: nemesis.restart("node", store.nodes[0])]
 
 
-def storm(roles: Roles, rng: random.Random, faults: Callable[[Nemesis], Sequence[Fault]]) -> None:
+def storm(roles: Roles, rng: random.Random, faults: Callable[[Nemesis], Sequence[Fault]], pause_s: float = WRITER_PAUSE_S) -> None:
     """Load, faults, and when they are over the recount: of every edge, count and list."""
     world = World()
     with contextlib.ExitStack() as load:
-        writers = load.enter_context(Writers(roles.write_target, WRITERS, rng, world, pause_s=WRITER_PAUSE_S))
+        writers = load.enter_context(Writers(roles.write_target, WRITERS, rng, world, pause_s=pause_s))
         readers = [load.enter_context(Readers(query.read_target, 1, rng, world)) for query in roles.queries]
         started_s = CLOCK.monotonic_s()
         nemesis = Nemesis(roles, writers, rng)

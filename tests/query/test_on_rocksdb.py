@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,16 @@ GAPS = 3
 FOLLOWERS = int(Metric.FOLLOWERS)
 IDENTITY = StoreIdentity(LogIdentity("log-1", PARTITIONS), 1)
 ENTITIES = [f"e{number}" for number in range(20)]
+
+
+class Patient:
+    """As much of a gRPC context as the service looks at."""
+
+    def time_remaining(self) -> None:
+        """No deadline."""
+
+
+PATIENT: Any = Patient()
 
 
 def flush(store: RocksDbStore, offset: int, as_of: int) -> None:
@@ -75,8 +86,7 @@ def test_no_answer_holds_less_than_it_claims_while_the_owner_writes(tmp_path: Pa
         try:
             while not exact:
                 wanted = random.Random(answers).sample(ENTITIES, 8)
-                # The context is not used.
-                answer = await service.batch_get_counts(pb.BatchGetCountsRequest(entities=wanted, metrics=[FOLLOWERS]), None)  # type: ignore[arg-type]
+                answer = await service.batch_get_counts(pb.BatchGetCountsRequest(entities=wanted, metrics=[FOLLOWERS]), PATIENT)
                 ends = decode_position(answer.freshness.position).offsets
                 for entity, row in zip(wanted, answer.counts, strict=True):
                     assert row.values[0] >= max(value_at(entity, ends), seen[entity])

@@ -383,6 +383,26 @@ def test_reads_above_the_limit_are_shed_and_cached_ones_are_not() -> None:
     serving(test, filled(), loads_concurrent_max=1, loads_waiting_max=2, retry_after_ms=250)
 
 
+def test_a_store_that_does_not_answer_is_said_before_the_deadline() -> None:
+    """Not in memory, and the store hangs: UNAVAILABLE with a time to come back while the caller still listens; memory goes on."""
+
+    async def test(s: Served) -> None:
+        hot = pb.GetCountsRequest(entity="star", metrics=[FOLLOWERS])
+        await s.stub.GetCounts(hot)
+        s.store.open.clear()
+        for call in (
+            s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[FOLLOWERS]), timeout=0.5),
+            s.stub.BatchGetCounts(pb.BatchGetCountsRequest(entities=["star", "later"], metrics=[FOLLOWERS]), timeout=0.5),
+            s.stub.CheckEdges(pb.CheckEdgesRequest(actor="fan", kind=FOLLOW, subjects=["star"]), timeout=0.5),
+            s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW), timeout=0.5),
+            s.stub.ListSubjects(pb.ListSubjectsRequest(actor="fan", kind=FOLLOW), timeout=0.5),
+        ):
+            assert await refusal(call) == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [], 250, "250")
+        assert (await s.stub.GetCounts(hot, timeout=0.5)).values[0] == 42
+
+    serving(test, filled(), retry_after_ms=250)
+
+
 def test_it_is_ready_when_it_has_caught_up() -> None:
     """Not before its first look at the store; a store that fails then is the starter's to know."""
 

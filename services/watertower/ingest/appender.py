@@ -14,10 +14,7 @@ from watertower.core.model import EventBatch
 from watertower.errors import BackendUnavailable
 from watertower.ingest.batcher import Batcher, Call
 from watertower.ports import Clock, LogWriter
-
-ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.1
-"""How long before a call's deadline it is told that the log has not answered: this share of the time it came with, so many seconds at
-most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
+from watertower.rpc import patience_s
 
 
 class Appender:
@@ -64,8 +61,7 @@ class Appender:
         await self._drained.wait()
 
     def _patience_s(self, deadline_s: float) -> float:
-        left_s = deadline_s - self._clock.monotonic_s()
-        return left_s - min(left_s * ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX)
+        return patience_s(deadline_s - self._clock.monotonic_s())
 
     def _give_up(self, loop: asyncio.AbstractEventLoop, call: Call) -> None:
         self._batcher.give_up(call, BackendUnavailable("the log did not acknowledge before the deadline"))

@@ -2,23 +2,23 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from watertower.config import QuerySettings
-from watertower.errors import CallRefused, Reason, Violation
+from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
 from watertower.query.cache import CountsCache, Entry
 from watertower.query.loader import StoreReads
 from watertower.query.pages import PageTokens
 from watertower.query.tail import FeedTail, Freshness
-from watertower.rpc import service_handler
+from watertower.rpc import patience_s, service_handler
 from watertower.v1 import common_pb2, reader_pb2
 from watertower.validation import (
     ENTITIES_MAX,
@@ -37,6 +37,8 @@ from watertower.validation import (
 SERVICE: str = reader_pb2.DESCRIPTOR.services_by_name["EngagementReader"].full_name
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+T = TypeVar("T")
 
 
 class QueryService:
@@ -117,7 +119,7 @@ class QueryService:
     async def get_counts(self, request: reader_pb2.GetCountsRequest, context: Context) -> reader_pb2.GetCountsResponse:
         """One entity. Raises CallRefused."""
         refuse_if_any([*violations_of(("entity", id_violation(request.entity))), *metrics_violations("metrics", request.metrics)])
-        (entry,), freshness = await self._entries([request.entity])
+        (entry,), freshness = await self._entries([request.entity], context)
         return reader_pb2.GetCountsResponse(
             values=_values_of(request.metrics)(entry.totals), known=bool(entry.shards), freshness=self._message(freshness)
         )
@@ -127,7 +129,7 @@ class QueryService:
         entities = list(request.entities)
         metrics = request.metrics
         refuse_if_any([*_ids("entities", entities, ENTITIES_MAX, Reason.ENTITIES_COUNT), *metrics_violations("metrics", metrics)])
-        entries, freshness = await self._entries(entities)
+        entries, freshness = await self._entries(entities, context)
         response = reader_pb2.BatchGetCountsResponse(freshness=self._message(freshness))
         add, values_of = response.counts.add, _values_of(metrics)
         for entry in entries:
@@ -147,27 +149,31 @@ class QueryService:
             ]
         )
         freshness = self._tail.freshness()
-        active = await self._reads.check_edges(actor, kind, subjects)
+        active = await _in_time(context, self._reads.check_edges(actor, kind, subjects))
         return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness))
 
     async def list_actors(self, request: reader_pb2.ListActorsRequest, context: Context) -> reader_pb2.ListActorsResponse:
         """Who acts on a subject. Raises CallRefused."""
-        rows, token, freshness = await self._page("ListActors", "subject", request.subject, request, lambda reader: reader.list_actors)
+        rows, token, freshness = await self._page(
+            "ListActors", "subject", request.subject, request, context, lambda reader: reader.list_actors
+        )
         items = [reader_pb2.ActorItem(actor=other, ref=ref, occurred_at=_timestamp(at)) for at, other, ref in rows]
         return reader_pb2.ListActorsResponse(items=items, next_page_token=token, freshness=self._message(freshness))
 
     async def list_subjects(self, request: reader_pb2.ListSubjectsRequest, context: Context) -> reader_pb2.ListSubjectsResponse:
         """On what an actor acts. Raises CallRefused."""
-        rows, token, freshness = await self._page("ListSubjects", "actor", request.actor, request, lambda reader: reader.list_subjects)
+        rows, token, freshness = await self._page(
+            "ListSubjects", "actor", request.actor, request, context, lambda reader: reader.list_subjects
+        )
         items = [reader_pb2.SubjectItem(subject=other, ref=ref, occurred_at=_timestamp(at)) for at, other, ref in rows]
         return reader_pb2.ListSubjectsResponse(items=items, next_page_token=token, freshness=self._message(freshness))
 
-    async def _entries(self, entities: Sequence[str]) -> tuple[list[Entry], Freshness]:
+    async def _entries(self, entities: Sequence[str], context: Context) -> tuple[list[Entry], Freshness]:
         """The entries of valid ids, in place, and what they may claim together."""
         freshness, epoch = self._tail.freshness(), self._cache.epoch
         entries, cold = self._cache.lookup(entities, self._clock.monotonic_s())
         if cold:
-            loaded, complete = await self._reads.load([entities[index] for index in cold])
+            loaded, complete = await _in_time(context, self._reads.load([entities[index] for index in cold]))
             for index, entry in zip(cold, loaded, strict=True):
                 entries[index] = entry
             if not complete:
@@ -182,6 +188,7 @@ class QueryService:
         of_field: str,
         of: str,
         request: reader_pb2.ListActorsRequest | reader_pb2.ListSubjectsRequest,
+        context: Context,
         lister: Callable[[StoreReader], Callable[[str, int, ListCursor | None, int], list[ListCursor]]],
     ) -> tuple[list[ListCursor], str, Freshness]:
         """A page's rows, the token of the next page ("" if there is none), and what they may claim."""
@@ -197,7 +204,7 @@ class QueryService:
             if after is None:
                 raise CallRefused.of([Violation("page_token", Reason.PAGE_TOKEN_INVALID)])
         freshness = self._tail.freshness()
-        rows = await self._reads.read(lambda reader: lister(reader)(of, kind, after, size + 1))
+        rows = await _in_time(context, self._reads.read(lambda reader: lister(reader)(of, kind, after, size + 1)))
         token = self._tokens.encode(method, of, kind, rows[size - 1]) if len(rows) > size else ""
         return rows[:size], token, freshness
 
@@ -209,6 +216,16 @@ class QueryService:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
             self._log.error("feed_failed", error=repr(error))
             self.failed.set_exception(error)
+
+
+async def _in_time(context: Context, read: Awaitable[T]) -> T:
+    """What a read of the store gives. Raises BackendUnavailable a little before the caller's deadline."""
+    left_s: float | None = context.time_remaining()
+    try:
+        async with asyncio.timeout(None if left_s is None else patience_s(left_s)):
+            return await read
+    except TimeoutError:
+        raise BackendUnavailable("the store did not answer before the deadline") from None
 
 
 def _ids(field: str, values: Sequence[str], count_max: int, reason: Reason) -> list[Violation]:

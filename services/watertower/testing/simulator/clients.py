@@ -1,6 +1,7 @@
 """The clients of a run: callers of ingest that repeat themselves, and readers of query that hold every answer against the reference."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
@@ -30,13 +31,13 @@ class Call(NamedTuple):
 
 
 class Deadline:
-    """As much of a gRPC context as ingest looks at."""
+    """As much of a gRPC context as the services look at."""
 
-    def __init__(self, world: World, seconds: float) -> None:
+    def __init__(self, world: World, seconds: float = math.inf) -> None:
         self._loop, self._ends_s = world.loop, world.loop.now_s + seconds
 
-    def time_remaining(self) -> float:
-        return self._ends_s - self._loop.now_s
+    def time_remaining(self) -> float | None:
+        return None if self._ends_s == math.inf else self._ends_s - self._loop.now_s
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
@@ -175,7 +176,7 @@ class Readers:
         if service is None:
             return
         request = reader_pb2.BatchGetCountsRequest(entities=entities, metrics=METRIC_NUMBERS)
-        context: Any = None
+        context: Any = Deadline(self._world)
         seen = node.seen()
         answer = await self._ask(node, service.batch_get_counts(request, context))
         if answer is None or node.service is not service:
@@ -195,7 +196,7 @@ class Readers:
         if service is None:
             return
         request = reader_pb2.CheckEdgesRequest(actor=actor, kind=int(kind), subjects=ENTITIES)  # type: ignore[arg-type]
-        context: Any = None
+        context: Any = Deadline(self._world)
         seen = node.seen()
         answer = await self._ask(node, service.check_edges(request, context))
         if answer is None or node.service is not service:
@@ -214,7 +215,7 @@ class Readers:
         if service is None:
             return
         request = reader_pb2.ListActorsRequest(subject=subject, kind=int(kind), page_size=1_000)  # type: ignore[arg-type]
-        context: Any = None
+        context: Any = Deadline(self._world)
         seen = node.seen()
         answer = await self._ask(node, service.list_actors(request, context))
         if answer is None or node.service is not service:
@@ -228,7 +229,7 @@ class Readers:
         if service is None:
             return
         request = reader_pb2.ListSubjectsRequest(actor=actor, kind=int(kind), page_size=1_000)  # type: ignore[arg-type]
-        context: Any = None
+        context: Any = Deadline(self._world)
         seen = node.seen()
         answer = await self._ask(node, service.list_subjects(request, context))
         if answer is None or node.service is not service:

@@ -17,7 +17,7 @@ from watertower.errors import StartRefused
 from watertower.ports import LogIdentity, LogRecord
 from watertower.testing.simulator import cassandra
 from watertower.testing.simulator.cassandra import RowScanner
-from watertower.testing.simulator.clients import ENTITIES, METRIC_NUMBERS, Callers, Readers
+from watertower.testing.simulator.clients import ENTITIES, METRIC_NUMBERS, Callers, Deadline, Readers
 from watertower.testing.simulator.cluster import REPLICAS
 from watertower.testing.simulator.faults import Faults
 from watertower.testing.simulator.kernel import Deadlock, blocking
@@ -364,7 +364,7 @@ async def _check_served(world: World, node: QueryNode, entity: str) -> None:
     if node.service is None:
         raise Broken("everything goes on", f"{node.name} is not ready")
     request = reader_pb2.GetCountsRequest(entity=entity, metrics=METRIC_NUMBERS)
-    context: Any = None
+    context: Any = Deadline(world)
     answer = await asyncio.wait_for(node.service.get_counts(request, context), 60.0)
     position = node.saw(answer.freshness, node.seen()).offsets
     ends = world.ends()
