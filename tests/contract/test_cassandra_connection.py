@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, WriteTimeout
 from cassandra.cluster import NoHostAvailable
+from structlog.testing import capture_logs
 
 from tests.contract.cassandra_harness import connect, new_keyspace, settings_of
 from tests.contract.store_harnesses import IDENTITY
 from watertower.backends import cassandra_connection, cassandra_requests
 from watertower.backends.cassandra import CassandraConnection, CassandraSettings, CassandraStore
+from watertower.backends.driver_log import LOG_INTERVAL_S, DriverLog
 from watertower.core.model import Edge, Progress
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.testing.clock import FakeClock
@@ -263,3 +265,22 @@ def test_a_node_that_was_away_is_found_again() -> None:
                 if time.monotonic() > deadline:
                     raise
         assert store.read_edges(edges) == edges
+
+
+def test_what_the_driver_says_is_in_the_service_s_log_once() -> None:
+    """From WARNING on, each kind of message once in a while with how often it came, its error named; nothing below, whatever is set."""
+    clock = FakeClock()
+    log = DriverLog("cassandra", clock)
+    logger = logging.Logger("cassandra.cluster", logging.DEBUG)
+    logger.addHandler(log)
+    with capture_logs() as said:
+        logger.debug("password is %s", "secret")
+        for port in (1, 2, 3):
+            logger.warning("no node at %s", port)
+        clock.sleep(LOG_INTERVAL_S)
+        try:
+            raise OSError("gone")
+        except OSError:
+            logger.exception("no node at %s", 4)
+    shown = [{key: line[key] for key in ("message", "suppressed", "error") if key in line} for line in said]
+    assert shown == [{"message": "no node at 1", "suppressed": 0}, {"message": "no node at 4", "suppressed": 2, "error": "OSError('gone')"}]

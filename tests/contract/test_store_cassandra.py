@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.contract.cassandra_harness import CassandraHarness, Sent, new_keyspace, problem_of
 from tests.contract.store_harnesses import MemoryHarness
@@ -80,17 +81,18 @@ def test_a_whole_flush_is_seen_by_the_capture(stores: CassandraHarness, sent: Se
         assert write_timestamp(1, 0) <= timestamp <= write_timestamp(1, 30, delete=True)
 
 
-def test_many_small_rows_stay_below_the_limit_of_a_batch(stores: CassandraHarness, sent: Sent, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_small_rows_stay_below_the_limit_of_a_batch(stores: CassandraHarness, sent: Sent) -> None:
     """A node refuses batches over several partitions from 50 KiB of its own reckoning, in which small rows weigh the most; that it warns
     far below stays out of the log."""
     store = stores.owner().store
     shards = {(f"{n:x}", metric, 0): Shard(1, 1, (), 1) for n in range(2_000) for metric in (Metric.LIKES, Metric.FOLLOWING)}
     lists = {(f"{n:x}", FOLLOW, 0, 0, 5, "a", ""): ListChange(True, 1) for n in range(2_000)}
-    store.write_derived(shards, lists)
-    store.write_edges({(f"{n:x}", FOLLOW, "s", ""): Edge(True, 5, 0, 1) for n in range(2_000)})
-    store.write_progress({n: Progress(1, b"12345678", 1) for n in range(64)})
+    with capture_logs() as said:
+        store.write_derived(shards, lists)
+        store.write_edges({(f"{n:x}", FOLLOW, "s", ""): Edge(True, 5, 0, 1) for n in range(2_000)})
+        store.write_progress({n: Progress(1, b"12345678", 1) for n in range(64)})
     assert store.read_shards(shards) == shards
-    assert [record.getMessage() for record in caplog.records if record.name == "cassandra.protocol"] == []
+    assert [line for line in said if line["event"] == "cassandra_client"] == []
     assert max(len(batch) for batch in sent.batches) > 100
 
 

@@ -21,6 +21,7 @@ from cassandra.query import tuple_factory
 
 from watertower.backends.cassandra_errors import DRIVER_ERRORS, refuse_start, text
 from watertower.backends.cassandra_requests import Requests, Row, Statement
+from watertower.backends.driver_log import driver_log
 from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ports import Clock
 
@@ -76,6 +77,7 @@ class CassandraConnection:
             )
         self.settings = settings
         self._prepared: dict[tuple[str, int | None], Statement] = {}
+        driver_log("cassandra", clock)
         logging.getLogger("cassandra.protocol").addFilter(_EXPECTED_WARNINGS)  # once, however often it is called
         self._cluster, self._session = _connected(settings)
         self._requests = Requests(self._session, settings, clock, rng)

@@ -3,22 +3,16 @@
 A client of kafka-python connects in its constructor, and says of everything that can go wrong there only that the time is over. The
 reasons (a wrong password, a certificate that is not trusted) it only logs. So its log is listened to while a client is opened: what
 waiting can heal is BackendUnavailable, what it cannot is StartRefused with the setting to look at.
-
-The driver's log is never let below WARNING: at DEBUG it writes passwords and payloads. What it says from there on is forwarded to
-the service's own log, each kind of message at most once in LOG_INTERVAL_S: it repeats itself with every attempt to connect.
 """
 
-import logging
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import structlog
 from kafka import errors
 from kafka.admin import KafkaAdminClient
 from kafka.codec import has_lz4, has_zstd
@@ -26,11 +20,9 @@ from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.selector import NetworkSelector
 
+from watertower.backends.driver_log import driver_log
 from watertower.errors import BackendRefused, BackendUnavailable, StartRefused
 from watertower.ports import Clock
-
-LOG_INTERVAL_S = 10.0
-"""Seconds during which the driver's log lines of one kind are forwarded only once."""
 
 RECONNECT_BACKOFF_MS_MAX = 1_000
 """ms between two attempts to reach a broker that is away (the driver's own limit is 30 s: too long to notice that it is back)."""
@@ -149,57 +141,6 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # the driver has no 
         return connected
 
 
-class DriverLog(logging.Handler):
-    """Takes the driver's log lines from WARNING on. One per process; see the module's docstring."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(logging.WARNING)
-        self._clock = clock
-        self._listeners: list[list[BaseException]] = []
-        self._quiet_until: dict[str, float] = {}
-        self._suppressed: dict[str, int] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        arguments = record.args if isinstance(record.args, tuple) else ()
-        for listener in self._listeners:
-            listener += [argument for argument in arguments if isinstance(argument, BaseException)]
-        kind, now = str(record.msg), self._clock.monotonic_s()
-        if self._listeners or now < self._quiet_until.get(kind, 0.0):
-            self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
-            return
-        self._quiet_until[kind] = now + LOG_INTERVAL_S
-        structlog.get_logger("watertower.kafka").warning(
-            "kafka_client", message=record.getMessage(), module=record.name, suppressed=self._suppressed.pop(kind, 0)
-        )
-
-    @contextmanager
-    def listen(self) -> Iterator[list[BaseException]]:
-        """Collects the errors that the driver logs meanwhile, of all its clients; whoever listens reports them."""
-        heard: list[BaseException] = []
-        self._listeners.append(heard)
-        try:
-            yield heard
-        finally:
-            self._listeners.remove(heard)
-
-
-_driver_log: DriverLog | None = None
-_driver_log_lock = threading.Lock()
-
-
-def driver_log(clock: Clock) -> DriverLog:
-    """The process's one, put in place at the first call."""
-    global _driver_log
-    with _driver_log_lock:
-        if _driver_log is None:
-            _driver_log = DriverLog(clock)
-            logger = logging.getLogger("kafka")
-            logger.setLevel(logging.WARNING)
-            logger.propagate = False
-            logger.addHandler(_driver_log)
-        return _driver_log
-
-
 def opened(settings: KafkaSettings, clock: Clock, client: Callable[..., _Client], **configs: Any) -> _Client:
     """Makes a client of the driver. Raises StartRefused or BackendUnavailable; leaves no thread of a failed attempt behind."""
     if not COMPRESSIONS.get(settings.compression, lambda: False)():
@@ -215,7 +156,7 @@ def opened(settings: KafkaSettings, clock: Clock, client: Callable[..., _Client]
         loops.append(NetworkSelector(**network_configs))
         return KafkaNetClient(net=loops[-1], **network_configs)
 
-    with driver_log(clock).listen() as heard:
+    with driver_log("kafka", clock).listen() as heard:
         try:
             return client(**(settings.connection() | configs), kafka_client=network)
         except (errors.KafkaError, OSError, ValueError) as error:
