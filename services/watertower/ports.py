@@ -249,12 +249,12 @@ class StoreScanner(Protocol):
         ...
 
     def subject_lists(self) -> Iterator[ListKey]:
-        """Every row of every list of actors, a subject's rows next to each other."""
+        """Every row of every list of actors, in any order."""
         ...
 
     def actor_lists(self) -> Iterator[EdgeKey]:
-        """Every row of every list of subjects, an actor's rows next to each other. A back end that lists them from the edges
-        themselves yields the active edges."""
+        """Every row of every list of subjects, in any order. A back end that lists them from the edges themselves yields the active
+        edges."""
         ...
 
     def close(self) -> None: ...
