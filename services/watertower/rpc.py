@@ -25,7 +25,7 @@ ERROR_DOMAIN = "watertower.v1"
 DETAILS_VIOLATIONS_MAX = 20
 """Broken rules that google.rpc.BadRequest spells out; ErrorInfo's metadata says how many there are (`violations`)."""
 
-ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.1
+ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.3
 """How long before its deadline a call is told that a back end has not answered: this share of the time that it has left, so many seconds
 at most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
 

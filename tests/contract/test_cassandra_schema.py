@@ -198,15 +198,16 @@ def test_a_keyspace_without_local_copies_is_refused() -> None:
         assert "cassandra_local_datacenter" in replication_problems(replication, centre)[0]
 
 
-def test_guardrails_that_would_refuse_the_timestamps_are_refused(shared: CassandraConnection) -> None:
-    """As the node shows its settings; this one has none of them."""
+def test_settings_of_a_node_that_break_what_is_promised_are_refused(shared: CassandraConnection) -> None:
+    """Guardrails that would refuse the timestamps, and acknowledgements that a killed node forgets. As the node shows its settings."""
     settings = dict(shared.query("SELECT name, value FROM system_views.settings"))  # type: ignore[arg-type]
-    assert "maximum_timestamp_fail_threshold" in settings
+    assert {"maximum_timestamp_fail_threshold", "commitlog_sync"} <= settings.keys()
     assert node_problems(settings) == []
     for name, value in (
         ("maximum_timestamp_fail_threshold", "3600s"),
         ("minimum_timestamp_fail_threshold", "1h"),
         ("user_timestamps_enabled", "false"),
+        ("commitlog_sync", "periodic"),
     ):
         (problem,) = node_problems({**settings, name: value})
         assert name in problem

@@ -192,6 +192,11 @@ def node_problems(settings: Mapping[str, str | None]) -> list[str]:
         for name in ("maximum_timestamp_fail_threshold", "minimum_timestamp_fail_threshold")
         if settings.get(name)
     ]
+    if settings.get("commitlog_sync") == "periodic":
+        problems.append(
+            "the nodes' commitlog_sync is periodic: a node that dies forgets what it acknowledged last, and counts would stay wrong; set "
+            "commitlog_sync: batch (or group) in cassandra.yaml and remove commitlog_sync_period"
+        )
     if settings.get("user_timestamps_enabled") == "false":
         problems.append(
             "the nodes' guardrail user_timestamps_enabled is false and would refuse every write: set it to true in cassandra.yaml"

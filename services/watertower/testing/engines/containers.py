@@ -126,7 +126,7 @@ def cassandra(request: Request) -> Iterator[CassandraEngine]:
     environment = {
         "MAX_HEAP_SIZE": f"{jvm_cassandra.HEAP_MB}M",
         "HEAP_NEWSIZE": f"{jvm_cassandra.HEAP_MB // 4}M",  # the official image wants both
-        "JVM_OPTS": " ".join(f"-D{name}={value}" for name, value in jvm_cassandra.QUICK_START.items()),
+        "JVM_OPTS": " ".join(f"-D{name}={value}" for name, value in {**jvm_cassandra.QUICK_START, **jvm_cassandra.SYNCED}.items()),
     }
     with _started(CASSANDRA_IMAGE, environment, _CASSANDRA_PORT, free_port(), jvm_cassandra.READY) as node:
         yield CassandraEngine(provider="containers", nodes=[node])
