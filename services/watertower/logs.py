@@ -32,3 +32,19 @@ def configure(settings: ServiceSettings, role: str) -> None:
     )
     # grpc and asyncio report through the standard library: keep theirs at warnings, on the same stream.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def configure_command() -> None:
+    """Sets up the logs of a command that opens back ends itself: warnings only, as lines on standard error. Standard output is for its
+    answer."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

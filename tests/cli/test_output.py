@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 
 from tests.cli.conftest import Watertower
 from watertower.cli import export, importer, output
+from watertower.cli.options import loaded
 from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, StartRefused
 from watertower.role import EXIT_REFUSED
 
@@ -127,3 +129,18 @@ def test_times_are_rfc_3339() -> None:
     """Microseconds are kept, before 1970 too."""
     assert output.time_text(1_767_323_045_000_006) == "2026-01-02T03:04:05.000006Z"
     assert output.time_text(-1) == "1969-12-31T23:59:59.999999Z"
+
+
+def test_what_a_command_logs_is_not_in_its_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """A driver's warning while `audit --json` works goes to standard error, and what is less than a warning nowhere."""
+    try:
+        loaded(None)
+        log = structlog.get_logger("watertower.cassandra")
+        log.warning("cassandra_client", message="many tombstones")
+        log.info("partitions_owned")
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert 'event=cassandra_client message="many tombstones"' in said.err
+    assert "partitions_owned" not in said.err

@@ -104,7 +104,7 @@ def test_kafka_away(
         reader = calls.enter_context(reading(roles.queries[0].read_target))
         with Writers(roles.write_target, 2, rng, world, pause_s=WRITER_PAUSE_S) as writers:
             wait_until(partial(writers.acknowledged_more_than, 500), "events are acknowledged", CAUGHT_UP_S)
-            read_counts(reader, world.entities[:20])
+            wait_until(lambda: outcome(partial(read_counts, reader, world.entities[:20]))[0] == "OK", "counts are in memory", CAUGHT_UP_S)
             with away(own_kafka.nodes[0], way):
                 until_s = CLOCK.monotonic_s() + away_s
                 refused = answered = 0

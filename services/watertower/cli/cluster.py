@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from watertower.cli import output
-from watertower.cli.options import Set, assigned
+from watertower.cli.options import Set, loaded
 from watertower.core.sharding import PARTITIONS_MAX
 
 PARTITIONS_DEFAULT = 64
@@ -40,10 +40,9 @@ def create(
     Can be run again, and from two places at once. Exit code: 0 they are there as they must be, 1 Kafka did not answer, 3 a topic is there
     that is not as it must be.
     """
-    from watertower import config
     from watertower.bootstrap import cluster
 
-    settings = config.load(assigned(set_))
+    settings = loaded(set_)
     made = _patiently(lambda: cluster.make_topics(settings, partitions), wait_s, json)
     if json:
         output.print_json({"topics": {name: "created" if new else "there" for name, new in made.items()}, "partitions": partitions})
@@ -57,10 +56,9 @@ def migrate(set_: Set = None, wait_s: Wait = WAIT_S_DEFAULT, json: output.Json =
     Comes after `topics create`. Can be run again, and from two places at once. Exit code: 0 the tables are there as they must be,
     1 Kafka or Cassandra did not answer, 3 what is there belongs to another log or to a newer version.
     """
-    from watertower import config
     from watertower.bootstrap import cluster
 
-    settings = config.load(assigned(set_))
+    settings = loaded(set_)
     identity, applied = _patiently(lambda: cluster.make_tables(settings), wait_s, json)
     if json:
         output.print_json({"keyspace": settings.cassandra.keyspace, "applied": applied, **identity.log._asdict()})

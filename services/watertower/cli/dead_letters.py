@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from watertower.cli import output
-from watertower.cli.options import Set, assigned
+from watertower.cli.options import Set, loaded
 
 if TYPE_CHECKING:
     from watertower.backends.kafka_dead_letters import DeadLetter
@@ -27,10 +27,9 @@ def list_(set_: Set = None, json: output.Json = False) -> None:
 
     They were written to the topic by something else than Watertower, and are not counted.
     """
-    from watertower import config
     from watertower.bootstrap import cluster
 
-    rows = [_row(letter) for letter in cluster.letters(config.load(assigned(set_)))]
+    rows = [_row(letter) for letter in cluster.letters(loaded(set_))]
     if json:
         for row in rows:
             output.print_json(row)
@@ -47,12 +46,12 @@ def replay(set_: Set = None, json: output.Json = False) -> None:
 
     Repeating it is safe: events that are in the log twice count once. What cannot be read is left where it is, and said.
     """
-    from watertower import bootstrap, config
+    from watertower import bootstrap
     from watertower.bootstrap import cluster
     from watertower.clock import SystemClock
     from watertower.codec import UndecodableRecord, decode_batch
 
-    settings = config.load(assigned(set_))
+    settings = loaded(set_)
     appended, left = 0, 0
     with contextlib.ExitStack() as opened:
         log, _ = bootstrap.log_writer(settings, opened)

@@ -41,6 +41,7 @@ def debut(
 
     import grpc
 
+    from watertower import logs
     from watertower.clock import SystemClock
     from watertower.debut import DebutFailed
     from watertower.debut.plan import PRESETS, Plan
@@ -59,6 +60,7 @@ def debut(
 
         def start() -> dict[str, Any]:
             options = {**assigned(set_), "data": str(home / "data")}
+            logs.configure_command()  # the recount opens the store
             return run(plan, speed, reads_per_s, options, home / "service.log", live, SystemClock())
 
         try:

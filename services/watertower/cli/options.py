@@ -10,6 +10,7 @@ from watertower.core.model import Kind, Metric
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from watertower.config import Settings
     from watertower.ports import StoreScanner
 
 WRITE_VARIABLE = "WATERTOWER_WRITE_TARGET"
@@ -38,11 +39,19 @@ def assigned(assignments: list[str] | None) -> dict[str, Any]:
     return options
 
 
+def loaded(assignments: list[str] | None, **options: Any) -> "Settings":
+    """The settings of a command that opens back ends itself; what these log from now on is set up, too. Raises StartRefused."""
+    from watertower import config, logs
+
+    logs.configure_command()
+    return config.load({**assigned(assignments), **options})
+
+
 def opened_scanner(data: Path, assignments: list[str] | None = None) -> "AbstractContextManager[StoreScanner]":
     """All rows of the configured store. Raises StartRefused, BackendUnavailable."""
-    from watertower import bootstrap, config
+    from watertower import bootstrap
 
-    return bootstrap.opened_scanner(config.load({**assigned(assignments), "data": str(data)}))
+    return bootstrap.opened_scanner(loaded(assignments, data=str(data)))
 
 
 KIND_NAMES = {kind.name.lower(): kind for kind in Kind}

@@ -108,7 +108,11 @@ class JvmNode(Node):
         raise EngineFailed(f"{self.name} did not stop within {STOP_S:g} s, so it was killed:\n{self.log_tail()}")
 
     def pause(self) -> None:
-        self._running().send_signal(signal.SIGSTOP)
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        # A thread that computes on another core goes on for a moment.
+        while any(state not in "TZX" for state in _states_of_threads(process.pid)):
+            _clock.sleep(_POLL_S)
         self.paused = True
 
     def resume(self) -> None:
@@ -155,6 +159,12 @@ class JvmNode(Node):
             if _clock.monotonic_s() > deadline:
                 raise EngineFailed(f"{self.name} did not say '{part}' within {START_S:g} s:\n{self.log_tail()}")
             _clock.sleep(_POLL_S)
+
+
+def _states_of_threads(pid: int) -> Iterator[str]:
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            yield stat.read_text().rpartition(")")[2].split()[0]
 
 
 def wait_for_any(nodes: Sequence[JvmNode], part: str) -> None:
