@@ -27,13 +27,12 @@ from watertower.testing.engines import cassandra, unique_name
 
 
 def spread(flushes: list[list[Record]], rng: random.Random) -> list[list[Record]]:
-    """The same actors, each following one of as many subjects as there are actors."""
-    actors = [actor for flush in flushes for record in flush for actor in record.events.actors]
+    """The same actors, each following a subject of its own."""
+    followed = [actor for flush in flushes for record in flush for actor in record.events.actors]
+    rng.shuffle(followed)
+    numbers = iter(followed)
     return [
-        [
-            record._replace(events=record.events._replace(subjects=[f"to-{rng.choice(actors)}" for _ in record.events.actors]))
-            for record in flush
-        ]
+        [record._replace(events=record.events._replace(subjects=[f"to-{next(numbers)}" for _ in record.events.actors])) for record in flush]
         for flush in flushes
     ]
 

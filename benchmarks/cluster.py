@@ -1,7 +1,7 @@
 """The service on a real Kafka and a real Cassandra, which are started for it: `python -m benchmarks.cluster COMMAND`.
 
-`debut [OPTIONS]` is `watertower debut` on new topics and tables. `figures [--only NAME ...] [--followers N] [--json]` prints those of
-docs/performance.md. One broker and one node on the same cores as everything else, the load too.
+`debut [OPTIONS]` is `watertower debut` on new topics and tables. `figures [--only NAME ...] [--followers N]
+[--half-load N] [--json]` prints those of docs/performance.md. One broker and one node on the same cores as everything else, the load too.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from benchmarks.cassandra_flush import cpu_of
 from benchmarks.service import Figure, Uniform, lag, on_service
 from watertower.clock import SystemClock
 from watertower.debut.plan import PRESETS, Plan, Press
@@ -24,8 +25,8 @@ from watertower.debut.visible import StarReader, until_visible
 from watertower.testing.engines import CassandraEngine, KafkaEngine, cassandra, kafka, unique_name
 
 PARTITIONS = 16
-WARM_EVENTS = 60_000
-"""Events before those that count: the JVMs compile meanwhile."""
+WARM_FOLLOWERS = 60_000
+"""Of a debut before the one that counts: the JVMs compile meanwhile."""
 
 
 class Engines(NamedTuple):
@@ -76,12 +77,13 @@ def watertower(settings: Mapping[str, str], *arguments: str, answer: IO[str] | N
 
 
 class Spread(Uniform):
-    """As many followed as followers, in random order."""
+    """As many who are followed as followers, in random order."""
 
     def presses(self) -> Iterator[Press]:
-        rng = random.Random(self.seed)
-        for press in super().presses():
-            yield press._replace(subject=f"followed-{rng.randrange(self.followers)}")
+        followed = list(range(self.followers))
+        random.Random(self.seed).shuffle(followed)
+        for press, number in zip(super().presses(), followed, strict=True):
+            yield press._replace(subject=f"followed-{number}")
 
 
 class Renamed(NamedTuple):
@@ -95,19 +97,13 @@ class Renamed(NamedTuple):
             yield press._replace(actor=f"earlier-{press.actor}")
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds that a process has computed."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def visible(service: Service, started: Engines, plan: Plan) -> dict[str, Any]:
     """The plan as fast as it goes, until all of it can be read; and what each process computed for an event of it."""
-    surge_of(service, Renamed(plan._replace(followers=WARM_EVENTS)))
+    surge_of(service, Renamed(plan._replace(followers=WARM_FOLLOWERS)))
     pids = {**service.pids, **started.pids, "load": os.getpid()}
-    before = {name: cpu_s(pid) for name, pid in pids.items()}
+    before = {name: cpu_of(pid) for name, pid in pids.items()}
     events, accepted_s, visible_s = surge_of(service, plan)
-    computed = {name: cpu_s(pid) - before[name] for name, pid in pids.items()}
+    computed = {name: cpu_of(pid) - before[name] for name, pid in pids.items()}
     return {
         "events": events,
         "accepted_per_s": round(events / accepted_s),
@@ -139,7 +135,7 @@ def figures(options: argparse.Namespace) -> None:
         star, spread = Plan(preset, options.followers, 7), Spread(preset, options.followers, 7)
 
         def half_load(service: Service, _: Path) -> dict[str, Any]:
-            surge_of(service, Renamed(star._replace(followers=WARM_EVENTS)))
+            surge_of(service, Renamed(star._replace(followers=WARM_FOLLOWERS)))
             return lag(service, options.half_load, 20)
 
         measures: dict[str, Callable[[Service, Path], dict[str, Any]]] = {
@@ -161,8 +157,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["debut", "figures"])
     parser.add_argument("--only", nargs="*", help="names of figures")
-    parser.add_argument("--followers", type=int, default=200_000)
-    parser.add_argument("--half-load", type=float, default=2_500, help="events/s for the lag: half of what becomes visible at full load")
+    parser.add_argument("--followers", type=int, default=150_000)
+    parser.add_argument("--half-load", type=float, default=2_500, help="events/s for the lag: half of the goal for what becomes visible")
     parser.add_argument("--json", action="store_true")
     figures(parser.parse_args(arguments))
     return 0

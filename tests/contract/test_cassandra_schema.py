@@ -10,7 +10,7 @@ from tests.contract.cassandra_harness import Sent, connect, new_keyspace
 from tests.contract.store_harnesses import IDENTITY
 from watertower.backends import cassandra_schema
 from watertower.backends.cassandra import CassandraConnection, CassandraReader, CassandraScanner, CassandraSettings, CassandraStore, migrate
-from watertower.backends.cassandra_schema import Migration, node_problems, opened, replication_problems, shipped, stored_identity
+from watertower.backends.cassandra_schema import Migration, keyspace_problems, node_problems, opened, shipped, stored_identity
 from watertower.errors import StartRefused
 from watertower.ports import LogIdentity, StoreIdentity
 from watertower.testing.engines import unique_name
@@ -193,9 +193,16 @@ def test_a_keyspace_without_a_quorum_of_one_data_centre_is_refused(shared: Cassa
 def test_a_keyspace_without_local_copies_is_refused() -> None:
     """LOCAL_QUORUM would have nobody to ask."""
     replication = {"class": "org.apache.cassandra.locator.NetworkTopologyStrategy", "east": "3", "west": "0"}
-    assert replication_problems(replication, "east") == []
+    assert keyspace_problems(replication, True, "east") == []
     for centre in ("west", "north"):
-        assert "cassandra_local_datacenter" in replication_problems(replication, centre)[0]
+        assert "cassandra_local_datacenter" in keyspace_problems(replication, True, centre)[0]
+
+
+def test_a_keyspace_that_goes_past_the_commit_log_is_refused() -> None:
+    """It may have been made by somebody else, before `migrate`."""
+    replication = {"class": "org.apache.cassandra.locator.NetworkTopologyStrategy", "east": "3"}
+    (problem,) = keyspace_problems(replication, False, "east")
+    assert "durable_writes = true" in problem
 
 
 def test_settings_of_a_node_that_break_what_is_promised_are_refused(shared: CassandraConnection) -> None:

@@ -399,6 +399,9 @@ def test_a_store_that_does_not_answer_is_said_before_the_deadline() -> None:
         ):
             assert await refusal(call) == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [], 250, "250")
         assert (await s.stub.GetCounts(hot, timeout=0.5)).values[0] == 42
+        s.clock.sleep(100.0)  # what is in memory has to be loaded anew
+        answer = await s.stub.GetCounts(hot, timeout=0.5)
+        assert (answer.values[0], answer.freshness.stale) == (42, True)
 
     serving(test, filled(), retry_after_ms=250)
 

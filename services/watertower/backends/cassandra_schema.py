@@ -134,7 +134,7 @@ def opened(connection: CassandraConnection, identity: StoreIdentity | None) -> S
         raise StartRefused(f"the schema of keyspace {keyspace} lacks migration {missing[0]}: {_MIGRATE}")
     for problem in (
         *table_problems({name: tables[name] for name in _TABLES}),
-        *replication_problems(_replication(connection), connection.settings.local_dc),
+        *keyspace_problems(*_keyspace(connection), connection.settings.local_dc),
         *node_problems(_node_settings(connection)),
     ):
         raise StartRefused(f"keyspace {keyspace}: {problem}")
@@ -171,8 +171,8 @@ def table_problems(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return problems
 
 
-def replication_problems(replication: Mapping[str, str], local_dc: str) -> list[str]:
-    """What the keyspace's replication (as in system_schema.keyspaces) breaks."""
+def keyspace_problems(replication: Mapping[str, str], durable_writes: bool, local_dc: str) -> list[str]:
+    """What the keyspace's options (as in system_schema.keyspaces) break."""
     strategy = replication.get("class", "").rpartition(".")[2]
     if strategy != "NetworkTopologyStrategy":
         return [
@@ -182,6 +182,8 @@ def replication_problems(replication: Mapping[str, str], local_dc: str) -> list[
         return [
             f"it has no copies in cassandra_local_datacenter {local_dc!r}: ALTER KEYSPACE to have some there, or name the right data centre"
         ]
+    if not durable_writes:
+        return ["its writes go past the commit log, and a node that dies forgets them: ALTER KEYSPACE with durable_writes = true"]
     return []
 
 
@@ -245,11 +247,12 @@ def _tables(connection: CassandraConnection) -> dict[str, Mapping[str, Any]]:
     return {name: {"read_repair": repair, "compaction": compaction, "default_time_to_live": ttl} for name, repair, compaction, ttl in rows}
 
 
-def _replication(connection: CassandraConnection) -> dict[str, str]:
+def _keyspace(connection: CassandraConnection) -> tuple[dict[str, str], bool]:
+    """Its replication, and whether its writes go through the commit log."""
     rows = connection.query(
-        f"SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = '{connection.settings.keyspace}'"  # noqa: S608
+        f"SELECT replication, durable_writes FROM system_schema.keyspaces WHERE keyspace_name = '{connection.settings.keyspace}'"  # noqa: S608
     )
-    return dict(rows[0][0]) if rows else {}
+    return (dict(rows[0][0]), bool(rows[0][1])) if rows else ({}, True)
 
 
 def _node_settings(connection: CassandraConnection) -> dict[str, str | None]:

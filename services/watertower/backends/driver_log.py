@@ -28,6 +28,12 @@ class DriverLog(logging.Handler):
         self._suppressed: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._forward(record)
+        except Exception:  # a driver's own threads must not end by what they say
+            self.handleError(record)
+
+    def _forward(self, record: logging.LogRecord) -> None:
         arguments = record.args if isinstance(record.args, tuple) else ()
         for listener in self._listeners:
             listener += [argument for argument in arguments if isinstance(argument, BaseException)]
@@ -53,7 +59,7 @@ class DriverLog(logging.Handler):
         try:
             yield heard
         finally:
-            self._listeners.remove(heard)
+            self._listeners = [listener for listener in self._listeners if listener is not heard]
 
 
 _installed: dict[str, DriverLog] = {}

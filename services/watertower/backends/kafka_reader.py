@@ -10,11 +10,11 @@ offsets in vain for two minutes more, while others were answered. So a client th
 be opened.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition, errors
+from kafka import KafkaConsumer, TopicPartition
 
 from watertower.backends.kafka_client import KafkaSettings, translated
 from watertower.backends.kafka_dead_letters import DeadLetter, DeadLetters
@@ -37,7 +37,7 @@ class KafkaLogReader:
         self._timeout_ms = settings.request_timeout_ms
         self._identity = log_identity(settings, clock)
         self._client = self._opened()
-        self._failing_since_s: float | None = None
+        self._failing_since_s: dict[int, float] = {}  # by partition: since when its brokers have not answered
         self._dead_letters = DeadLetters(settings, clock)
         self.closed = False
         try:
@@ -56,10 +56,9 @@ class KafkaLogReader:
         `ends` tell which."""
         if not after:
             return []
-        with self._watched():
+        with self._watched(after):
             records = self._prefetch.take(after, records_max, bytes_max)
-        if records:
-            self._failing_since_s = None
+        self._answered(record.partition for record in records)
         return records
 
     def ends(self, partitions: Collection[int]) -> dict[int, int]:
@@ -67,9 +66,9 @@ class KafkaLogReader:
         it yet says so instead of giving an older one.)"""
         if not partitions:
             return {}
-        with self._watched(), translated("the log's ends cannot be read"):
+        with self._watched(partitions), translated("the log's ends cannot be read"):
             found = self._client.end_offsets([self._place(partition) for partition in partitions], timeout_ms=self._timeout_ms)
-        self._failing_since_s = None
+        self._answered(partitions)
         return {place.partition: offset - 1 for place, offset in found.items()}
 
     def owned(self) -> frozenset[int]:
@@ -79,9 +78,9 @@ class KafkaLogReader:
     def start(self, partition: int) -> int:
         """See ports.LogReader."""
         place = self._place(partition)
-        with self._watched(), translated("the log's start cannot be read"):
+        with self._watched([partition]), translated("the log's start cannot be read"):
             found = self._client.beginning_offsets([place], timeout_ms=self._timeout_ms)
-        self._failing_since_s = None
+        self._answered([partition])
         return int(found[place])
 
     def record_at(self, partition: int, offset: int) -> LogRecord | None:
@@ -117,26 +116,30 @@ class KafkaLogReader:
         return Prefetch(self._client, self._topic, self._identity.partitions, self._settings.prefetch_bytes)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Notes that the brokers did not answer, and for how long they have not."""
+    def _watched(self, partitions: Collection[int]) -> Iterator[None]:
+        """Notes that these were not answered for; replaces the client where one of them has not been for too long."""
         try:
             yield
         except BackendUnavailable:
             now = self._clock.monotonic_s()
-            if self._failing_since_s is None:
-                self._failing_since_s = now
-            elif now - self._failing_since_s >= REPLACE_AFTER_S:
-                self._failing_since_s = now
+            if now - min(self._failing_since_s.setdefault(partition, now) for partition in partitions) >= REPLACE_AFTER_S:
+                self._failing_since_s.clear()
                 self._replace_client()
             raise
 
+    def _answered(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            self._failing_since_s.pop(partition, None)
+
     def _replace_client(self) -> None:
+        log = structlog.get_logger("watertower.log")
         try:
             opened = self._opened()
-        except (BackendUnavailable, StartRefused):
-            return  # it is not this client's fault
+        except (BackendUnavailable, StartRefused) as error:
+            log.warning("log_client_not_replaced", error=str(error))
+            return
         stuck, self._client = self._client, opened
         self._prefetch = self._new_prefetch()
-        structlog.get_logger("watertower.log").warning("log_client_replaced", unanswered_s=REPLACE_AFTER_S)
-        with suppress(errors.KafkaError):
+        log.warning("log_client_replaced", unanswered_s=REPLACE_AFTER_S)
+        with suppress(Exception):  # it is thrown away, in whatever state it is
             stuck.close()

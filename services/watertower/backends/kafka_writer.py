@@ -9,8 +9,8 @@ known (the driver "mutes" it). So a retry cannot overtake, and the acknowledged 
 
 Why not the driver's idempotent producer: nothing here needs it. A retry after a lost answer may write a record twice, and a second copy
 of an event changes nothing (section 3 of the design: an edge is a last-writer-wins register). What it would cost: a producer id has to
-be asked for before the first record and after every batch that expired, so one more request that can fail stands between the return of
-a broker and the next append; and its sequence numbers turn a batch that expired here but not there into an error of the next one.
+be asked for before the first record and again after some failures, so one more request that can fail stands between the return of a
+broker and the next append (docs/decisions/0010).
 
 A record that is not acknowledged within `delivery_timeout_ms` fails with BackendUnavailable, and may be in the log or not. The driver
 connects again by itself.

@@ -42,7 +42,9 @@ class Appender:
         """
         call = self._batcher.add(parts, deadline_s, traceparent)
         loop = asyncio.get_running_loop()
-        timer = None if deadline_s == math.inf else loop.call_later(self._patience_s(deadline_s), self._give_up, loop, call)
+        timer = None
+        if deadline_s != math.inf:
+            timer = loop.call_later(patience_s(deadline_s - self._clock.monotonic_s()), self._give_up, loop, call)
         answer = self._answers[call] = loop.create_future()
         self._drained.clear()
         self._schedule_pump(loop)
@@ -59,9 +61,6 @@ class Appender:
     async def drained(self) -> None:
         """Waits until nothing waits and nothing is in flight."""
         await self._drained.wait()
-
-    def _patience_s(self, deadline_s: float) -> float:
-        return patience_s(deadline_s - self._clock.monotonic_s())
 
     def _give_up(self, loop: asyncio.AbstractEventLoop, call: Call) -> None:
         self._batcher.give_up(call, BackendUnavailable("the log did not acknowledge before the deadline"))

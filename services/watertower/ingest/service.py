@@ -20,7 +20,7 @@ from watertower.v1.writer_pb2 import DESCRIPTOR, RecordEventsRequest, RecordEven
 from watertower.validation import EVENTS_MAX
 
 TRACEPARENT = "traceparent"
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_WELL_FORMED = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 SERVICE: str = DESCRIPTOR.services_by_name["EngagementWriter"].full_name
 
@@ -87,6 +87,6 @@ def traceparent(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """A call's W3C trace context; empty when it has none, or none that is well formed (it is then to be ignored, says the
     recommendation)."""
     for key, value in metadata or ():
-        if key == TRACEPARENT and isinstance(value, str) and _TRACEPARENT.fullmatch(value):
+        if key == TRACEPARENT and isinstance(value, str) and _WELL_FORMED.fullmatch(value):
             return value
     return ""

@@ -1,6 +1,7 @@
 """Reads of the store: bounded, in threads, and one per entity however many callers wait for it."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -66,12 +67,13 @@ class StoreReads:
         self._under_way = 0  # hops
         self._closed = False
 
-    async def load(self, entities: Sequence[str]) -> tuple[list[Entry], bool]:
+    async def load(self, entities: Sequence[str], left_s: float = math.inf) -> tuple[list[Entry], bool]:
         """The entries of entities that the cache cannot serve, in place, after loading them; and whether all were loaded.
 
         Where the store fails, or takes longer than `patience_s`, what was known before is returned; where nothing was, the store is
-        waited for and its error is raised.
+        waited for, and its error is raised, or BackendUnavailable after `left_s`.
         """
+        deadline_s = asyncio.get_running_loop().time() + left_s
         under_way = self._cache.under_way
         self._admit(len({entity for entity in entities if under_way(entity) is None}))
         entries: list[Entry] = []
@@ -87,9 +89,12 @@ class StoreReads:
         self._dispatch()
         # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
         loaded = [job.done for job in jobs]
-        _, late = await asyncio.wait(loaded, timeout=self._patience_s)
+        _, late = await asyncio.wait(loaded, timeout=min(self._patience_s, left_s))
         if late and any(entry.epoch == NEVER_LOADED for entry in entries):
-            _, late = await asyncio.wait(loaded)
+            rest_s = None if left_s == math.inf else max(0.0, deadline_s - asyncio.get_running_loop().time())
+            _, late = await asyncio.wait(loaded, timeout=rest_s)
+            if late:
+                raise BackendUnavailable("the store did not answer before the deadline")
         errors = [error for done in loaded if done not in late and (error := done.exception()) is not None]
         for error in errors:
             if not isinstance(error, BackendUnavailable | BackendRefused) or any(entry.epoch == NEVER_LOADED for entry in entries):

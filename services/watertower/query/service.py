@@ -1,6 +1,7 @@
 """EngagementReader: validates, answers counts from memory, edges and lists from the store."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -173,7 +174,7 @@ class QueryService:
         freshness, epoch = self._tail.freshness(), self._cache.epoch
         entries, cold = self._cache.lookup(entities, self._clock.monotonic_s())
         if cold:
-            loaded, complete = await _in_time(context, self._reads.load([entities[index] for index in cold]))
+            loaded, complete = await self._reads.load([entities[index] for index in cold], _patience_s(context))
             for index, entry in zip(cold, loaded, strict=True):
                 entries[index] = entry
             if not complete:
@@ -218,11 +219,17 @@ class QueryService:
             self.failed.set_exception(error)
 
 
+def _patience_s(context: Context) -> float:
+    """Seconds that the store may take for the caller; infinite where it has no deadline."""
+    left_s: float | None = context.time_remaining()
+    return math.inf if left_s is None else patience_s(left_s)
+
+
 async def _in_time(context: Context, read: Awaitable[T]) -> T:
     """What a read of the store gives. Raises BackendUnavailable a little before the caller's deadline."""
-    left_s: float | None = context.time_remaining()
+    left_s = _patience_s(context)
     try:
-        async with asyncio.timeout(None if left_s is None else patience_s(left_s)):
+        async with asyncio.timeout(None if left_s == math.inf else left_s):
             return await read
     except TimeoutError:
         raise BackendUnavailable("the store did not answer before the deadline") from None
