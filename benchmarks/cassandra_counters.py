@@ -4,7 +4,8 @@
 
 The native way is what one would write first: for each follow an edge is inserted and two counters go up, the follower's and the
 followed's, by prepared statements, many on their way at once, all at LOCAL_QUORUM. It knows no list in order of time, and a follow that is
-sent twice, or retried after a timeout (as is done here, too), counts twice. The two take turns, a piece of the follows each, on one node on the same cores.
+sent twice, or retried after a timeout (as is done here, too), counts twice.
+The two take turns, a piece of the follows each, on one node on the same cores.
 """
 
 import argparse

@@ -10,10 +10,9 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import grpc
-from tests.query.fakes import FakeStore
+from tests.query.fakes import PATIENT, FakeStore
 
 from watertower.clock import SystemClock
 from watertower.config import QuerySettings
@@ -28,14 +27,6 @@ ENTITIES = 20_000
 PARTITIONS = 8
 
 
-class Patient:
-    """As much of a gRPC context as the service looks at."""
-
-    def time_remaining(self) -> None:
-        """No deadline."""
-
-
-PATIENT: Any = Patient()
 METRICS = (
     common_pb2.METRIC_FOLLOWERS,
     common_pb2.METRIC_FOLLOWING,

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from watertower.core.model import Progress, Shard
 from watertower.errors import BackendUnavailable
@@ -22,6 +23,16 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.us += round(seconds * 1e6)
+
+
+class _Patient:
+    """As much of a gRPC context as the service looks at."""
+
+    def time_remaining(self) -> None:
+        """No deadline."""
+
+
+PATIENT: Any = _Patient()
 
 
 class FakeStore:

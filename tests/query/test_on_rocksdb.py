@@ -5,10 +5,10 @@ import random
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.query.fakes import PATIENT
 from watertower.backends.rocksdb import RocksDbReader, RocksDbStore
 from watertower.clock import SystemClock
 from watertower.config import QuerySettings
@@ -24,16 +24,6 @@ GAPS = 3
 FOLLOWERS = int(Metric.FOLLOWERS)
 IDENTITY = StoreIdentity(LogIdentity("log-1", PARTITIONS), 1)
 ENTITIES = [f"e{number}" for number in range(20)]
-
-
-class Patient:
-    """As much of a gRPC context as the service looks at."""
-
-    def time_remaining(self) -> None:
-        """No deadline."""
-
-
-PATIENT: Any = Patient()
 
 
 def flush(store: RocksDbStore, offset: int, as_of: int) -> None:
