@@ -354,7 +354,9 @@ FeedTail_aged: Callable[[FeedTail, Freshness], Freshness] = FeedTail.aged
 _append = SimulatedLogWriter.append
 
 
-def acknowledge_at_once(writer: SimulatedLogWriter, partition: int, payload: bytes, appended_at: int) -> "Future[int]":
+def acknowledge_at_once(
+    writer: SimulatedLogWriter, partition: int, payload: bytes, appended_at: int, traceparent: str = ""
+) -> "Future[int]":
     """Says that a record is durable when it is sent."""
     _append(writer, partition, payload, appended_at)
     future: Future[int] = Future()
@@ -424,7 +426,7 @@ PLANTS = [
     Plant("shards with net zero skipped", {ALARM, COUNTS}, patches=[(projector_module, "fold", net_shards)]),
     Plant("read repair off", {ALARM, COUNTS, EDGES_END, BACK, NEGATIVE}, Parts(prepare=no_read_repair)),
     Plant("value and position torn", {COUNTS, COUNTS_END, NEGATIVE}, Parts(store=Torn)),
-    Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES}, Parts(store=Pipelined)),
+    Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES, ANSWERS}, Parts(store=Pipelined)),
     Plant("exclusive end", {COUNTS}, patches=[(projector_module, "fold", exclusive_end)]),
     Plant("resume at latest", {COUNTS, COUNTS_END, EDGES_END, ANSWERS}, Parts(projector=ResumesAtLatest)),
     Plant("claimed before the write", {COUNTS, COUNTS_END, EDGES_END, LISTS, EDGES, ANSWERS}, Parts(projector=ProgressFirst)),
