@@ -93,7 +93,7 @@ class StoreReads:
         if late and any(entry.epoch == NEVER_LOADED for entry in entries):
             rest_s = None if left_s == math.inf else max(0.0, deadline_s - asyncio.get_running_loop().time())
             _, late = await asyncio.wait(loaded, timeout=rest_s)
-            if late:
+            if late and any(entry.epoch == NEVER_LOADED for entry in entries):
                 raise BackendUnavailable("the store did not answer before the deadline")
         errors = [error for done in loaded if done not in late and (error := done.exception()) is not None]
         for error in errors:
