@@ -2,8 +2,10 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from watertower.testing.engines.fixtures import cassandra_engine, kafka_engine
@@ -19,6 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka_engine", "cassandra_engine"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("engines")
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    """A command that a test calls in this process sets up the logs of the whole process: not for the tests after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -377,12 +377,14 @@ class StepsOutOfOrder(EmbeddedStore):
 
 
 class FeedAheadOfRows(SecondaryReader):
-    """Messages are taken before the rows are caught up with."""
+    """Messages are taken before the rows are caught up with: the rows that a read sees are those of the look before."""
+
+    _newer: Mapping[Any, Any] = {}
 
     def poll(self) -> list[FeedMessage]:
         self.catch_up()
-        self._messages.travel()
-        return self._messages.take()
+        self._tables, self._newer = dict(self._newer), self._tables
+        return self._messages.poll()
 
 
 # --- errors taken for answers
