@@ -47,11 +47,13 @@ METRIC_COMMENTS: Metric
 METRIC_COMMENTS_WRITTEN: Metric
 
 class Freshness(_message.Message):
-    __slots__ = ("as_of", "position", "stale")
+    __slots__ = ("as_of", "position", "stale", "satisfied")
     AS_OF_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
+    SATISFIED_FIELD_NUMBER: _ClassVar[int]
     as_of: _timestamp_pb2.Timestamp
     position: bytes
     stale: bool
-    def __init__(self, as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[bytes] = ..., stale: bool = ...) -> None: ...
+    satisfied: bool
+    def __init__(self, as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., position: _Optional[bytes] = ..., stale: bool = ..., satisfied: bool = ...) -> None: ...

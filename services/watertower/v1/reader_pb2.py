@@ -22,45 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from watertower.v1 import common_pb2 as watertower_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awatertower/v1/reader.proto\x12\rwatertower.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awatertower/v1/common.proto\"J\n\x10GetCountsRequest\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12&\n\x07metrics\x18\x02 \x03(\x0e\x32\x15.watertower.v1.Metric\"_\n\x11GetCountsResponse\x12\x0e\n\x06values\x18\x01 \x03(\x03\x12\r\n\x05known\x18\x02 \x01(\x08\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"Q\n\x15\x42\x61tchGetCountsRequest\x12\x10\n\x08\x65ntities\x18\x01 \x03(\t\x12&\n\x07metrics\x18\x02 \x03(\x0e\x32\x15.watertower.v1.Metric\"\xa0\x01\n\x16\x42\x61tchGetCountsResponse\x12%\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x15.watertower.v1.Counts\x12\x32\n\nexceptions\x18\x02 \x03(\x0b\x32\x1e.watertower.v1.CountsException\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"\x18\n\x06\x43ounts\x12\x0e\n\x06values\x18\x01 \x03(\x03\"/\n\x0f\x43ountsException\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05known\x18\x02 \x01(\x08\"W\n\x11\x43heckEdgesRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x10\n\x08subjects\x18\x03 \x03(\t\"Q\n\x12\x43heckEdgesResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x03(\x08\x12+\n\tfreshness\x18\x02 \x01(\x0b\x32\x18.watertower.v1.Freshness\"n\n\x11ListActorsRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\x83\x01\n\x12ListActorsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.watertower.v1.ActorItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"X\n\tActorItem\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x13ListSubjectsRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\x87\x01\n\x14ListSubjectsResponse\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.watertower.v1.SubjectItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"\\\n\x0bSubjectItem\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc0\x03\n\x10\x45ngagementReader\x12N\n\tGetCounts\x12\x1f.watertower.v1.GetCountsRequest\x1a .watertower.v1.GetCountsResponse\x12]\n\x0e\x42\x61tchGetCounts\x12$.watertower.v1.BatchGetCountsRequest\x1a%.watertower.v1.BatchGetCountsResponse\x12Q\n\nCheckEdges\x12 .watertower.v1.CheckEdgesRequest\x1a!.watertower.v1.CheckEdgesResponse\x12Q\n\nListActors\x12 .watertower.v1.ListActorsRequest\x1a!.watertower.v1.ListActorsResponse\x12W\n\x0cListSubjects\x12\".watertower.v1.ListSubjectsRequest\x1a#.watertower.v1.ListSubjectsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awatertower/v1/reader.proto\x12\rwatertower.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awatertower/v1/common.proto\"\x92\x01\n\x10GetCountsRequest\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12&\n\x07metrics\x18\x02 \x03(\x0e\x32\x15.watertower.v1.Metric\x12\x14\n\x0cmin_position\x18\x03 \x01(\x0c\x12\x30\n\rmax_staleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"_\n\x11GetCountsResponse\x12\x0e\n\x06values\x18\x01 \x03(\x03\x12\r\n\x05known\x18\x02 \x01(\x08\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"\x99\x01\n\x15\x42\x61tchGetCountsRequest\x12\x10\n\x08\x65ntities\x18\x01 \x03(\t\x12&\n\x07metrics\x18\x02 \x03(\x0e\x32\x15.watertower.v1.Metric\x12\x14\n\x0cmin_position\x18\x03 \x01(\x0c\x12\x30\n\rmax_staleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa0\x01\n\x16\x42\x61tchGetCountsResponse\x12%\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x15.watertower.v1.Counts\x12\x32\n\nexceptions\x18\x02 \x03(\x0b\x32\x1e.watertower.v1.CountsException\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"\x18\n\x06\x43ounts\x12\x0e\n\x06values\x18\x01 \x03(\x03\"/\n\x0f\x43ountsException\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05known\x18\x02 \x01(\x08\"\x9f\x01\n\x11\x43heckEdgesRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x10\n\x08subjects\x18\x03 \x03(\t\x12\x14\n\x0cmin_position\x18\x04 \x01(\x0c\x12\x30\n\rmax_staleness\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"Q\n\x12\x43heckEdgesResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x03(\x08\x12+\n\tfreshness\x18\x02 \x01(\x0b\x32\x18.watertower.v1.Freshness\"\xb6\x01\n\x11ListActorsRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0cmin_position\x18\x05 \x01(\x0c\x12\x30\n\rmax_staleness\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x83\x01\n\x12ListActorsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.watertower.v1.ActorItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"X\n\tActorItem\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\x13ListSubjectsRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0cmin_position\x18\x05 \x01(\x0c\x12\x30\n\rmax_staleness\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x87\x01\n\x14ListSubjectsResponse\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.watertower.v1.SubjectItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12+\n\tfreshness\x18\x03 \x01(\x0b\x32\x18.watertower.v1.Freshness\"\\\n\x0bSubjectItem\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"{\n\x12WatchCountsRequest\x12\x10\n\x08\x65ntities\x18\x01 \x03(\t\x12&\n\x07metrics\x18\x02 \x03(\x0e\x32\x15.watertower.v1.Metric\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"p\n\x13WatchCountsResponse\x12,\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1c.watertower.v1.WatchedCounts\x12+\n\tfreshness\x18\x02 \x01(\x0b\x32\x18.watertower.v1.Freshness\"=\n\rWatchedCounts\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x03\x12\r\n\x05known\x18\x03 \x01(\x08\x32\x98\x04\n\x10\x45ngagementReader\x12N\n\tGetCounts\x12\x1f.watertower.v1.GetCountsRequest\x1a .watertower.v1.GetCountsResponse\x12]\n\x0e\x42\x61tchGetCounts\x12$.watertower.v1.BatchGetCountsRequest\x1a%.watertower.v1.BatchGetCountsResponse\x12Q\n\nCheckEdges\x12 .watertower.v1.CheckEdgesRequest\x1a!.watertower.v1.CheckEdgesResponse\x12Q\n\nListActors\x12 .watertower.v1.ListActorsRequest\x1a!.watertower.v1.ListActorsResponse\x12W\n\x0cListSubjects\x12\".watertower.v1.ListSubjectsRequest\x1a#.watertower.v1.ListSubjectsResponse\x12V\n\x0bWatchCounts\x12!.watertower.v1.WatchCountsRequest\x1a\".watertower.v1.WatchCountsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'watertower.v1.reader_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCOUNTSREQUEST']._serialized_start=106
-  _globals['_GETCOUNTSREQUEST']._serialized_end=180
-  _globals['_GETCOUNTSRESPONSE']._serialized_start=182
-  _globals['_GETCOUNTSRESPONSE']._serialized_end=277
-  _globals['_BATCHGETCOUNTSREQUEST']._serialized_start=279
-  _globals['_BATCHGETCOUNTSREQUEST']._serialized_end=360
-  _globals['_BATCHGETCOUNTSRESPONSE']._serialized_start=363
-  _globals['_BATCHGETCOUNTSRESPONSE']._serialized_end=523
-  _globals['_COUNTS']._serialized_start=525
-  _globals['_COUNTS']._serialized_end=549
-  _globals['_COUNTSEXCEPTION']._serialized_start=551
-  _globals['_COUNTSEXCEPTION']._serialized_end=598
-  _globals['_CHECKEDGESREQUEST']._serialized_start=600
-  _globals['_CHECKEDGESREQUEST']._serialized_end=687
-  _globals['_CHECKEDGESRESPONSE']._serialized_start=689
-  _globals['_CHECKEDGESRESPONSE']._serialized_end=770
-  _globals['_LISTACTORSREQUEST']._serialized_start=772
-  _globals['_LISTACTORSREQUEST']._serialized_end=882
-  _globals['_LISTACTORSRESPONSE']._serialized_start=885
-  _globals['_LISTACTORSRESPONSE']._serialized_end=1016
-  _globals['_ACTORITEM']._serialized_start=1018
-  _globals['_ACTORITEM']._serialized_end=1106
-  _globals['_LISTSUBJECTSREQUEST']._serialized_start=1108
-  _globals['_LISTSUBJECTSREQUEST']._serialized_end=1218
-  _globals['_LISTSUBJECTSRESPONSE']._serialized_start=1221
-  _globals['_LISTSUBJECTSRESPONSE']._serialized_end=1356
-  _globals['_SUBJECTITEM']._serialized_start=1358
-  _globals['_SUBJECTITEM']._serialized_end=1450
-  _globals['_ENGAGEMENTREADER']._serialized_start=1453
-  _globals['_ENGAGEMENTREADER']._serialized_end=1901
+  _globals['_GETCOUNTSREQUEST']._serialized_start=139
+  _globals['_GETCOUNTSREQUEST']._serialized_end=285
+  _globals['_GETCOUNTSRESPONSE']._serialized_start=287
+  _globals['_GETCOUNTSRESPONSE']._serialized_end=382
+  _globals['_BATCHGETCOUNTSREQUEST']._serialized_start=385
+  _globals['_BATCHGETCOUNTSREQUEST']._serialized_end=538
+  _globals['_BATCHGETCOUNTSRESPONSE']._serialized_start=541
+  _globals['_BATCHGETCOUNTSRESPONSE']._serialized_end=701
+  _globals['_COUNTS']._serialized_start=703
+  _globals['_COUNTS']._serialized_end=727
+  _globals['_COUNTSEXCEPTION']._serialized_start=729
+  _globals['_COUNTSEXCEPTION']._serialized_end=776
+  _globals['_CHECKEDGESREQUEST']._serialized_start=779
+  _globals['_CHECKEDGESREQUEST']._serialized_end=938
+  _globals['_CHECKEDGESRESPONSE']._serialized_start=940
+  _globals['_CHECKEDGESRESPONSE']._serialized_end=1021
+  _globals['_LISTACTORSREQUEST']._serialized_start=1024
+  _globals['_LISTACTORSREQUEST']._serialized_end=1206
+  _globals['_LISTACTORSRESPONSE']._serialized_start=1209
+  _globals['_LISTACTORSRESPONSE']._serialized_end=1340
+  _globals['_ACTORITEM']._serialized_start=1342
+  _globals['_ACTORITEM']._serialized_end=1430
+  _globals['_LISTSUBJECTSREQUEST']._serialized_start=1433
+  _globals['_LISTSUBJECTSREQUEST']._serialized_end=1615
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_start=1618
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_end=1753
+  _globals['_SUBJECTITEM']._serialized_start=1755
+  _globals['_SUBJECTITEM']._serialized_end=1847
+  _globals['_WATCHCOUNTSREQUEST']._serialized_start=1849
+  _globals['_WATCHCOUNTSREQUEST']._serialized_end=1972
+  _globals['_WATCHCOUNTSRESPONSE']._serialized_start=1974
+  _globals['_WATCHCOUNTSRESPONSE']._serialized_end=2086
+  _globals['_WATCHEDCOUNTS']._serialized_start=2088
+  _globals['_WATCHEDCOUNTS']._serialized_end=2149
+  _globals['_ENGAGEMENTREADER']._serialized_start=2152
+  _globals['_ENGAGEMENTREADER']._serialized_end=2688
 # @@protoc_insertion_point(module_scope)

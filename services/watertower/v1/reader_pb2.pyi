@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from watertower.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
@@ -11,12 +12,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GetCountsRequest(_message.Message):
-    __slots__ = ("entity", "metrics")
+    __slots__ = ("entity", "metrics", "min_position", "max_staleness")
     ENTITY_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    MIN_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     entity: str
     metrics: _containers.RepeatedScalarFieldContainer[_common_pb2.Metric]
-    def __init__(self, entity: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, str]]] = ...) -> None: ...
+    min_position: bytes
+    max_staleness: _duration_pb2.Duration
+    def __init__(self, entity: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, str]]] = ..., min_position: _Optional[bytes] = ..., max_staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GetCountsResponse(_message.Message):
     __slots__ = ("values", "known", "freshness")
@@ -29,12 +34,16 @@ class GetCountsResponse(_message.Message):
     def __init__(self, values: _Optional[_Iterable[int]] = ..., known: bool = ..., freshness: _Optional[_Union[_common_pb2.Freshness, _Mapping]] = ...) -> None: ...
 
 class BatchGetCountsRequest(_message.Message):
-    __slots__ = ("entities", "metrics")
+    __slots__ = ("entities", "metrics", "min_position", "max_staleness")
     ENTITIES_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    MIN_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     entities: _containers.RepeatedScalarFieldContainer[str]
     metrics: _containers.RepeatedScalarFieldContainer[_common_pb2.Metric]
-    def __init__(self, entities: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, str]]] = ...) -> None: ...
+    min_position: bytes
+    max_staleness: _duration_pb2.Duration
+    def __init__(self, entities: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, str]]] = ..., min_position: _Optional[bytes] = ..., max_staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class BatchGetCountsResponse(_message.Message):
     __slots__ = ("counts", "exceptions", "freshness")
@@ -61,14 +70,18 @@ class CountsException(_message.Message):
     def __init__(self, index: _Optional[int] = ..., known: bool = ...) -> None: ...
 
 class CheckEdgesRequest(_message.Message):
-    __slots__ = ("actor", "kind", "subjects")
+    __slots__ = ("actor", "kind", "subjects", "min_position", "max_staleness")
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SUBJECTS_FIELD_NUMBER: _ClassVar[int]
+    MIN_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     actor: str
     kind: _common_pb2.Kind
     subjects: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, actor: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., subjects: _Optional[_Iterable[str]] = ...) -> None: ...
+    min_position: bytes
+    max_staleness: _duration_pb2.Duration
+    def __init__(self, actor: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., subjects: _Optional[_Iterable[str]] = ..., min_position: _Optional[bytes] = ..., max_staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CheckEdgesResponse(_message.Message):
     __slots__ = ("active", "freshness")
@@ -79,16 +92,20 @@ class CheckEdgesResponse(_message.Message):
     def __init__(self, active: _Optional[_Iterable[bool]] = ..., freshness: _Optional[_Union[_common_pb2.Freshness, _Mapping]] = ...) -> None: ...
 
 class ListActorsRequest(_message.Message):
-    __slots__ = ("subject", "kind", "page_size", "page_token")
+    __slots__ = ("subject", "kind", "page_size", "page_token", "min_position", "max_staleness")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MIN_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     subject: str
     kind: _common_pb2.Kind
     page_size: int
     page_token: str
-    def __init__(self, subject: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    min_position: bytes
+    max_staleness: _duration_pb2.Duration
+    def __init__(self, subject: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., min_position: _Optional[bytes] = ..., max_staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ListActorsResponse(_message.Message):
     __slots__ = ("items", "next_page_token", "freshness")
@@ -111,16 +128,20 @@ class ActorItem(_message.Message):
     def __init__(self, actor: _Optional[str] = ..., ref: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListSubjectsRequest(_message.Message):
-    __slots__ = ("actor", "kind", "page_size", "page_token")
+    __slots__ = ("actor", "kind", "page_size", "page_token", "min_position", "max_staleness")
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MIN_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     actor: str
     kind: _common_pb2.Kind
     page_size: int
     page_token: str
-    def __init__(self, actor: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    min_position: bytes
+    max_staleness: _duration_pb2.Duration
+    def __init__(self, actor: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.Kind, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., min_position: _Optional[bytes] = ..., max_staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ListSubjectsResponse(_message.Message):
     __slots__ = ("items", "next_page_token", "freshness")
@@ -141,3 +162,31 @@ class SubjectItem(_message.Message):
     ref: str
     occurred_at: _timestamp_pb2.Timestamp
     def __init__(self, subject: _Optional[str] = ..., ref: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class WatchCountsRequest(_message.Message):
+    __slots__ = ("entities", "metrics", "interval")
+    ENTITIES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    entities: _containers.RepeatedScalarFieldContainer[str]
+    metrics: _containers.RepeatedScalarFieldContainer[_common_pb2.Metric]
+    interval: _duration_pb2.Duration
+    def __init__(self, entities: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, str]]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class WatchCountsResponse(_message.Message):
+    __slots__ = ("counts", "freshness")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_FIELD_NUMBER: _ClassVar[int]
+    counts: _containers.RepeatedCompositeFieldContainer[WatchedCounts]
+    freshness: _common_pb2.Freshness
+    def __init__(self, counts: _Optional[_Iterable[_Union[WatchedCounts, _Mapping]]] = ..., freshness: _Optional[_Union[_common_pb2.Freshness, _Mapping]] = ...) -> None: ...
+
+class WatchedCounts(_message.Message):
+    __slots__ = ("index", "values", "known")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    values: _containers.RepeatedScalarFieldContainer[int]
+    known: bool
+    def __init__(self, index: _Optional[int] = ..., values: _Optional[_Iterable[int]] = ..., known: bool = ...) -> None: ...

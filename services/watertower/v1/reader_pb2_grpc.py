@@ -26,7 +26,14 @@ if _version_not_supported:
 
 
 class EngagementReaderStub(object):
-    """Answers counts from memory, edges and lists from the store. No read waits for a write.
+    """Answers counts from memory, edges and lists from the store. No read waits for a write, unless it asks to.
+
+    How fresh: every request may carry
+    min_position   a write token, or the `position` of an earlier answer (or what a client library merged from several): the answer
+    includes what it points at;
+    max_staleness  how far back `as_of` may be, more than 0.
+    A call that asks for more than there is waits: until its deadline, or for the service's own limit (`freshness_wait_ms_max`, default
+    2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is never refused for that.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -62,10 +69,22 @@ class EngagementReaderStub(object):
                 request_serializer=watertower_dot_v1_dot_reader__pb2.ListSubjectsRequest.SerializeToString,
                 response_deserializer=watertower_dot_v1_dot_reader__pb2.ListSubjectsResponse.FromString,
                 _registered_method=True)
+        self.WatchCounts = channel.unary_stream(
+                '/watertower.v1.EngagementReader/WatchCounts',
+                request_serializer=watertower_dot_v1_dot_reader__pb2.WatchCountsRequest.SerializeToString,
+                response_deserializer=watertower_dot_v1_dot_reader__pb2.WatchCountsResponse.FromString,
+                _registered_method=True)
 
 
 class EngagementReaderServicer(object):
-    """Answers counts from memory, edges and lists from the store. No read waits for a write.
+    """Answers counts from memory, edges and lists from the store. No read waits for a write, unless it asks to.
+
+    How fresh: every request may carry
+    min_position   a write token, or the `position` of an earlier answer (or what a client library merged from several): the answer
+    includes what it points at;
+    max_staleness  how far back `as_of` may be, more than 0.
+    A call that asks for more than there is waits: until its deadline, or for the service's own limit (`freshness_wait_ms_max`, default
+    2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is never refused for that.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -106,6 +125,17 @@ class EngagementReaderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchCounts(self, request, context):
+        """The counts of up to 1,000 entities, and then each change of them, until the caller ends the call or the service stops.
+
+        The first message has every entity. After it come messages with those that changed since they were last sent, at most one per
+        interval: what changes more often is sent once, with its newest values, and so is what changes while the caller is slow to read.
+        While nothing changes, a message without counts says how fresh that is. Every message has the newest values as of its `freshness`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngagementReaderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +164,11 @@ def add_EngagementReaderServicer_to_server(servicer, server):
                     request_deserializer=watertower_dot_v1_dot_reader__pb2.ListSubjectsRequest.FromString,
                     response_serializer=watertower_dot_v1_dot_reader__pb2.ListSubjectsResponse.SerializeToString,
             ),
+            'WatchCounts': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCounts,
+                    request_deserializer=watertower_dot_v1_dot_reader__pb2.WatchCountsRequest.FromString,
+                    response_serializer=watertower_dot_v1_dot_reader__pb2.WatchCountsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'watertower.v1.EngagementReader', rpc_method_handlers)
@@ -143,7 +178,14 @@ def add_EngagementReaderServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EngagementReader(object):
-    """Answers counts from memory, edges and lists from the store. No read waits for a write.
+    """Answers counts from memory, edges and lists from the store. No read waits for a write, unless it asks to.
+
+    How fresh: every request may carry
+    min_position   a write token, or the `position` of an earlier answer (or what a client library merged from several): the answer
+    includes what it points at;
+    max_staleness  how far back `as_of` may be, more than 0.
+    A call that asks for more than there is waits: until its deadline, or for the service's own limit (`freshness_wait_ms_max`, default
+    2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is never refused for that.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -273,6 +315,33 @@ class EngagementReader(object):
             '/watertower.v1.EngagementReader/ListSubjects',
             watertower_dot_v1_dot_reader__pb2.ListSubjectsRequest.SerializeToString,
             watertower_dot_v1_dot_reader__pb2.ListSubjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/watertower.v1.EngagementReader/WatchCounts',
+            watertower_dot_v1_dot_reader__pb2.WatchCountsRequest.SerializeToString,
+            watertower_dot_v1_dot_reader__pb2.WatchCountsResponse.FromString,
             options,
             channel_credentials,
             insecure,
