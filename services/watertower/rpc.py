@@ -1,7 +1,8 @@
 """gRPC as every process serves it: a handler that turns refusals into rich errors, and a server with health and reflection."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Never, TypeAlias
 
 import grpc
@@ -32,6 +33,10 @@ at most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
 Method: TypeAlias = "tuple[type[Message], Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | bytes]]]"
 """The type of the request, and what answers it: with a message or, for a hot path, with the bytes of one."""
 
+Answers: TypeAlias = "Callable[[Any, grpc.aio.ServicerContext[Any, Any]], AsyncGenerator[bytes, None]]"
+Stream: TypeAlias = "tuple[type[Message], Answers]"
+"""The type of the request, and what answers it, again and again, with the bytes of messages."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -41,18 +46,28 @@ def patience_s(left_s: float) -> float:
 
 
 def service_handler(
-    service: str, methods: Mapping[str, Method], log: FilteringBoundLogger, *, unavailable: Reason, retry_after_s: float
+    service: str,
+    methods: Mapping[str, Method],
+    log: FilteringBoundLogger,
+    *,
+    unavailable: Reason,
+    retry_after_s: float,
+    streams: Mapping[str, Stream] | None = None,
 ) -> grpc.GenericRpcHandler:
-    """The unary methods (by name) of one service (by its full name).
+    """The methods (by name) of one service (by its full name): with one answer, and with a stream of them.
 
     A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
     `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    refusals = _Refusals(log, unavailable, retry_after_s)
     for name, (request_type, answer) in methods.items():
-        behaviour = _behaviour(f"{service}/{name}", answer, log, unavailable, retry_after_s)
         handlers[name] = grpc.unary_unary_rpc_method_handler(
-            behaviour, request_deserializer=_parser(request_type), response_serializer=None
+            _behaviour(f"{service}/{name}", answer, refusals), request_deserializer=_parser(request_type), response_serializer=None
+        )
+    for name, (request_type, answers) in (streams or {}).items():
+        handlers[name] = grpc.unary_stream_rpc_method_handler(
+            _stream(f"{service}/{name}", answers, refusals), request_deserializer=_parser(request_type), response_serializer=None
         )
     return grpc.method_handlers_generic_handler(service, handlers)
 
@@ -70,12 +85,27 @@ def _parser(request_type: type[Message]) -> Callable[[bytes], Message | None]:
     return parse_or_none
 
 
+class _Refusals:
+    """Ends calls that failed, as their callers should hear of it."""
+
+    def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float) -> None:
+        self._log, self._unavailable, self._retry_after_s = log, unavailable, retry_after_s
+
+    async def refuse(self, name: str, error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, CallRefused):
+            await _abort(context, error)
+        if isinstance(error, BackendUnavailable | BackendRefused):
+            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
+            self._log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
+            await _abort(context, CallRefused(self._unavailable, retry_after_s=self._retry_after_s))
+        self._log.error("call_failed", method=name, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+
 def _behaviour(
-    name: str,
-    answer: Callable[[Any, Any], Awaitable[Message | bytes]],
-    log: FilteringBoundLogger,
-    unavailable: Reason,
-    retry_after_s: float,
+    name: str, answer: Callable[[Any, Any], Awaitable[Message | bytes]], refusals: _Refusals
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
     async def behaviour(request: Message | None, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
@@ -83,17 +113,24 @@ def _behaviour(
                 raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])
             response = await answer(request, context)
             return response if isinstance(response, bytes) else response.SerializeToString()
-        except CallRefused as error:
-            return await _abort(context, error)
-        except (BackendUnavailable, BackendRefused) as error:
-            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
-            log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
-            return await _abort(context, CallRefused(unavailable, retry_after_s=retry_after_s))
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            log.exception("call_failed", method=name)
-            return await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        except Exception as error:
+            await refusals.refuse(name, error, context)
+
+    return behaviour
+
+
+def _stream(
+    name: str, answers: Callable[[Any, Any], AsyncGenerator[bytes, None]], refusals: _Refusals
+) -> Callable[[Any, Any], Awaitable[None]]:
+    async def behaviour(request: Message | None, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        try:
+            if request is None:
+                raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])
+            async with aclosing(answers(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)  # returns when there is room on the way to the caller
+        except Exception as error:
+            await refusals.refuse(name, error, context)
 
     return behaviour
 

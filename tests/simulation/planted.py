@@ -314,6 +314,7 @@ def merge_blindly(entry: Entry, key: tuple[int, int], value: int, offset: int) -
     """Takes whatever comes."""
     entry.totals[key[0]] += value - entry.shards.get(key, (0, -1))[0]
     entry.shards[key] = (value, offset)
+    entry.row_of = None
 
 
 def forgetful_merge(entry: Entry, key: tuple[int, int], value: int, offset: int) -> None:
@@ -332,7 +333,7 @@ def overwrite(cache: CountsCache, load: Load, rows: Sequence[Mapping[tuple[int, 
         entry.totals = [0] * len(entry.totals)
         for key, shard in row.items():
             entry.merge(key, shard.value, shard.offset)
-        entry.epoch, entry.expires_s = load.epoch, load.began_s + 20.0
+        entry.epoch, entry.expires_s, entry.row_of = load.epoch, load.began_s + 20.0, None
     cache.abandon(load)
 
 
@@ -341,7 +342,7 @@ def aged_when_asked() -> list[tuple[Any, str, Any]]:
     freshness = FeedTail.freshness
     return [
         (FeedTail, "freshness", lambda tail: FeedTail_aged(tail, freshness(tail))),
-        (FeedTail, "aged", lambda tail, claim: claim),
+        (FeedTail, "aged", lambda tail, claim, need: claim),
     ]
 
 

@@ -178,9 +178,10 @@ class Readers:
         request = reader_pb2.BatchGetCountsRequest(entities=entities, metrics=METRIC_NUMBERS)
         context: Any = Deadline(self._world)
         seen = node.seen()
-        answer = await self._ask(node, service.batch_get_counts(request, context))
-        if answer is None or node.service is not service:
+        encoded = await self._ask(node, service.batch_get_counts(request, context))
+        if encoded is None or node.service is not service:
             return
+        answer = reader_pb2.BatchGetCountsResponse.FromString(encoded)
         position = node.saw(answer.freshness, seen)
         for entity, row in zip(entities, answer.counts, strict=True):
             for metric, value in zip(METRICS, row.values, strict=True):

@@ -10,6 +10,7 @@ from watertower.core.positions import Position, decode_position
 from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ingest.service import IngestService
 from watertower.projector.projector import Projector
+from watertower.query.cache import ENTRY_BYTES, SHARD_BYTES
 from watertower.query.service import QueryService
 from watertower.testing.simulator.kernel import GreenletExecutor, blocking, process_name, wait
 from watertower.testing.simulator.log import SimulatedLogReader, SimulatedLogWriter
@@ -152,7 +153,7 @@ class QueryNode(Node):
     async def _run(self) -> None:
         world, rng = self.world, self.rng
         settings = QuerySettings.model_construct(
-            cache_entities_max=rng.choice((3, 100)),
+            cache_bytes_max=rng.choice((3, 100)) * (ENTRY_BYTES + 3 * SHARD_BYTES),
             cache_age_ms_max=rng.choice((3_000, 20_000, 600_000)),
             tail_interval_ms=200,
             stale_after_ms=int(STALE_AFTER_S * 1e3),

@@ -365,7 +365,7 @@ async def _check_served(world: World, node: QueryNode, entity: str) -> None:
         raise Broken("everything goes on", f"{node.name} is not ready")
     request = reader_pb2.GetCountsRequest(entity=entity, metrics=METRIC_NUMBERS)
     context: Any = Deadline(world)
-    answer = await asyncio.wait_for(node.service.get_counts(request, context), 60.0)
+    answer = reader_pb2.GetCountsResponse.FromString(await asyncio.wait_for(node.service.get_counts(request, context), 60.0))
     position = node.saw(answer.freshness, node.seen()).offsets
     ends = world.ends()
     if any(position.get(p, -1) != end for p, end in ends.items()) or (answer.freshness.stale and not world.undecodable):
