@@ -25,6 +25,7 @@ from watertower.testing.simulator.log import SimulatedLogReader
 from watertower.testing.simulator.processes import PROJECTORS, IngestNode, Node, ProjectorNode, QueryNode, reached
 from watertower.testing.simulator.reference import METRICS_OF_KIND
 from watertower.testing.simulator.replicas import progress_write
+from watertower.testing.simulator.watchers import Watchers
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World, events_in
 from watertower.v1 import reader_pb2
 
@@ -130,6 +131,8 @@ async def _day(world: World, scenario: Scenario) -> None:
     reading = [world.spawn(readers.run(n)) for n in range(3)]
     if world.cassandra:
         reading.append(world.spawn(readers.run_lists()))
+    watchers = Watchers(world, queries)
+    reading += [world.spawn(watchers.run(n)) for n in range(2)]
     observer = world.spawn(_observe(world, queries))
     nemesis = world.spawn(_nemesis(world, ingests, projectors, queries))
     await asyncio.gather(*calling)
