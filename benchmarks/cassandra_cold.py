@@ -36,7 +36,7 @@ def filled(connection: CassandraConnection, entities: list[str], shards: int) ->
     cell = connection.prepare("UPDATE {keyspace}.maps USING TIMESTAMP ? SET shards[?] = ? WHERE entity = ? AND metric = 1")
     at = 2**52
     for number, entity in enumerate(entities):
-        encoded = [cells.encode_shard(Shard(number, number, (), number + shard)) for shard in range(shards)]
+        encoded = cells.encode_shards(Shard(number, number, (), number + shard) for shard in range(shards))
         connection.run(row.bind((entity, shard, data, at)) for shard, data in enumerate(encoded))
         connection.run(cell.bind((at, shard, data, entity)) for shard, data in enumerate(encoded))
     return (
