@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches
+from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches, with_files
 from watertower.testing.engines import unique_name
 
 NOT_RUN = {
@@ -175,7 +175,16 @@ def test_what_is_not_run_is_known() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_blocks_say_what_they_are(page: Path) -> None:
     """A block without a language, or with another one, would be a command that nobody runs."""
-    assert {block.language for block in blocks(page)} <= {*COMMANDS, CTRL_C, "diff", "text", "proto"}
+    assert {block.language for block in blocks(page) if not block.file} <= {*COMMANDS, CTRL_C, "diff", "text", "proto"}
+    assert not {block.language for block in blocks(page) if block.file} & {*COMMANDS, ""}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_are_shown_as_they_are(page: Path) -> None:
+    """A reader of the page gets the program that the tests run."""
+    text = page.read_text("utf-8")
+    assert with_files(text) == text, "run: python -m tests.docs.tables"
+    assert all(block.text == (ROOT / block.file).read_text("utf-8") for block in blocks(page) if block.file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
