@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches, with_files
+from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
 NOT_RUN = {
@@ -27,6 +28,10 @@ NOT_RUN = {
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
+    "cd examples/go\ngo generate .\ngo run .": "tests/languages runs it",
+    "cd examples/java\nmvn package\njava -jar target/follow.jar": "tests/languages runs it",
+    "cd examples/typescript\nnpm ci --ignore-scripts\nnpm run build\nnpm start": "tests/languages runs it",
+    f"go install {GRPCURL}\nexamples/grpcurl/follow.sh": "tests/languages runs it",
     "python -m tests.docs.tables": "writes into the tree; test_reference.py compares",
 }
 """Commands that pages may show without their being run here, and why."""

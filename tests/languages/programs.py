@@ -91,7 +91,10 @@ LANGUAGES = {
 
 @lru_cache
 def built(language: Language) -> Path:
-    """The folder of its program, built. One look a run of the tests: asking Maven for its version starts a JVM. Raises Unavailable without the tool chain, AssertionError with what a failed build printed."""
+    """The folder of its program, built. Raises Unavailable without the tool chain, AssertionError with what a failed build printed.
+
+    One look a process: asking Maven for its version starts a JVM.
+    """
     root = cache.folder().parent / "languages"
     root.mkdir(parents=True, exist_ok=True)
     for tool in language.tools:
