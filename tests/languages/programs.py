@@ -135,7 +135,7 @@ def _sources(language: Language) -> Iterator[Path]:
 
 
 def _digest(language: Language) -> str:
-    digest = hashlib.sha256(repr(language).encode())
+    digest = hashlib.sha256(repr(language.build).encode())
     for path in _sources(language):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
