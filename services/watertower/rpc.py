@@ -1,6 +1,7 @@
 """gRPC as every process serves it: a handler that turns refusals into rich errors, and a server with health and reflection."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Never, TypeAlias
 
@@ -17,7 +18,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
+from watertower.admission import Admission
+from watertower.config import ServerSettings
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
+from watertower.transport import Probe, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -41,48 +45,81 @@ def patience_s(left_s: float) -> float:
 
 
 def service_handler(
-    service: str, methods: Mapping[str, Method], log: FilteringBoundLogger, *, unavailable: Reason, retry_after_s: float
+    service: str,
+    methods: Mapping[str, Method],
+    log: FilteringBoundLogger,
+    *,
+    unavailable: Reason,
+    retry_after_s: float,
+    admission: Admission | None = None,
 ) -> grpc.GenericRpcHandler:
     """The unary methods (by name) of one service (by its full name).
 
     A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
-    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was.
+    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for name, (request_type, answer) in methods.items():
-        behaviour = _behaviour(f"{service}/{name}", answer, log, unavailable, retry_after_s)
-        handlers[name] = grpc.unary_unary_rpc_method_handler(
-            behaviour, request_deserializer=_parser(request_type), response_serializer=None
-        )
+        answer_bytes = _answer_bytes(name, _parser(request_type), answer, admission)
+        behaviour = _behaviour(f"{service}/{name}", answer_bytes, log, unavailable, retry_after_s, admission)
+        # To the caller it is a unary method. Taken as a stream of one request, it is in our hands before the request has arrived.
+        handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour, request_deserializer=None, response_serializer=None)
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
-def _parser(request_type: type[Message]) -> Callable[[bytes], Message | None]:
-    """A deserializer that gives None for bytes that are no such message. (An error here would become INTERNAL: not the caller's fault.)"""
+def _parser(request_type: type[Message]) -> Callable[[bytes], Message]:
     parse = request_type.FromString
 
-    def parse_or_none(data: bytes) -> Message | None:
+    def parse_or_refuse(data: bytes) -> Message:
         try:
             return parse(data)
         except Exception:  # whatever the parser dislikes, the bytes are at fault
-            return None
+            raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)]) from None
 
-    return parse_or_none
+    return parse_or_refuse
+
+
+def _answer_bytes(
+    name: str,
+    parse: Callable[[bytes], Message],
+    answer: Callable[[Any, Any], Awaitable[Message | bytes]],
+    admission: Admission | None,
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """From the bytes of a request to those of its answer, if the call is let in."""
+
+    async def answer_bytes(data: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+        gate = None
+        if admission is not None:
+            left_s: float | None = context.time_remaining()
+            gate = await admission.enter(name, len(data), math.inf if left_s is None else left_s)
+        try:
+            response = await answer(parse(data), context)
+            return response if isinstance(response, bytes) else response.SerializeToString()
+        finally:
+            if gate is not None:
+                gate.leave()
+
+    return answer_bytes
 
 
 def _behaviour(
     name: str,
-    answer: Callable[[Any, Any], Awaitable[Message | bytes]],
+    answer_bytes: Callable[[bytes, Any], Awaitable[bytes]],
     log: FilteringBoundLogger,
     unavailable: Reason,
     retry_after_s: float,
+    admission: Admission | None,
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
-    async def behaviour(request: Message | None, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+    # The published type of a callback takes no argument; it is given the context.
+    depart: Any = None if admission is None else admission.depart
+    received = admission.receiving.receive if admission is not None else receive
+
+    async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
-            if request is None:
-                raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])
-            response = await answer(request, context)
-            return response if isinstance(response, bytes) else response.SerializeToString()
+            if admission is not None:
+                admission.arrive()
+                context.add_done_callback(depart)
+            return await answer_bytes(await received(context), context)
         except CallRefused as error:
             return await _abort(context, error)
         except (BackendUnavailable, BackendRefused) as error:
@@ -171,26 +208,31 @@ class RpcServer:
     """A gRPC server on one port, with health and reflection. Not ready until told so."""
 
     def __init__(
-        self, host: str, port: int, handlers: Sequence[grpc.GenericRpcHandler], services: Sequence[str], message_bytes_max: int
+        self,
+        host: str,
+        port: int,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        services: Sequence[str],
+        message_bytes_max: int,
+        limits: ServerSettings | None = None,
+        admission: Admission | None = None,
+        shared_port: bool = False,
     ) -> None:
-        """`port` 0 takes a free one; `services` are the full names behind `handlers`; `message_bytes_max` bounds a request."""
+        """`port` 0 takes a free one; `services` are the full names behind `handlers`; `message_bytes_max` bounds a request, `limits` the
+        connections. `admission` is told how long calls wait. `shared_port`: several processes listen on the port."""
         self._host = host
         self._port = port
         self._handlers = handlers
         self._services = services
-        self._message_bytes_max = message_bytes_max
+        self._options = listener_options(message_bytes_max, limits, shared_port)
+        self._probe = None if admission is None else Probe(admission.shedding.observe, admission.receiving.end_late)
         self._health = _Health()
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listens; the port. Raises AddressTaken where that is not possible."""
-        options = [
-            # Off, or a second process would take half of the calls of the first instead of being refused.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", self._message_bytes_max),
-        ]
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(tuple(self._handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
@@ -204,7 +246,11 @@ class RpcServer:
                 "stop what holds the port, or take another"
             ) from error
         await self._say(HealthCheckResponse.NOT_SERVING)
+        if self._probe is not None:
+            self._probe.listen(server)
         await server.start()
+        if self._probe is not None:
+            self._probe.start()
         self._server = server
         return port
 
@@ -220,6 +266,8 @@ class RpcServer:
         if server is not None:
             await self._say(HealthCheckResponse.NOT_SERVING)
             self._health.end_watches()
+            if self._probe is not None:
+                await self._probe.stop()
             await server.stop(grace_s)
 
     async def _say(self, status: int) -> None:

@@ -42,7 +42,7 @@ async def served(store: FakeStore | None = None, started: bool = True, **setting
     store, clock = store or FakeStore(), FakeClock()
     limits = QuerySettings(**{"tail_interval_ms": 1, **settings})
     service = QueryService(store, store, limits, clock, random.Random(0), store.identity.log.partitions)
-    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], message_bytes_max=limits.message_bytes_max)
+    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], limits.message_bytes_max, limits, service.admission)
     port = await server.start()
     try:
         if started:

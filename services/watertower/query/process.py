@@ -18,9 +18,13 @@ EXIT_FAILED = 1
 class QueryProcess:
     """Serves EngagementReader until its role is told to stop."""
 
-    def __init__(self, service: QueryService, settings: ServiceSettings, limits: QuerySettings, held: ExitStack) -> None:
-        """`held` is what the process has opened; it is closed at the end."""
+    def __init__(
+        self, service: QueryService, settings: ServiceSettings, limits: QuerySettings, held: ExitStack, shared_port: int = 0
+    ) -> None:
+        """`held` is what the process has opened; it is closed at the end. `shared_port`: it listens there beside other workers, instead of
+        on a port of its own."""
         self._service, self._settings, self._limits, self._held = service, settings, limits, held
+        self._shared_port = shared_port
 
     def run(self, role: Role) -> int:
         """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
@@ -37,10 +41,13 @@ class QueryProcess:
     async def _serve(self, role: Role) -> None:
         server = RpcServer(
             self._settings.read_host,
-            self._settings.read_port,
+            self._shared_port or self._settings.read_port,
             [self._service.handler()],
             [SERVICE],
             message_bytes_max=self._limits.message_bytes_max,
+            limits=self._limits,
+            admission=self._service.admission,
+            shared_port=bool(self._shared_port),
         )
         stop = role.stopping.event()
         try:
@@ -53,6 +60,7 @@ class QueryProcess:
             server.set_ready(False)
             if not self._service.failed.done():
                 role.not_ready("stopping")
+                await asyncio.sleep(self._settings.drain_ms / 1e3)
         finally:
             await server.stop(self._settings.shutdown_grace_ms / 1e3)
             await self._service.stop()

@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from watertower.admission import Admission, Gate, Work
 from watertower.config import QuerySettings
 from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
@@ -40,6 +41,14 @@ SERVICE: str = reader_pb2.DESCRIPTOR.services_by_name["EngagementReader"].full_n
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 T = TypeVar("T")
+
+_WORKS = {
+    "GetCounts": Work.CACHED_READ,
+    "BatchGetCounts": Work.CACHED_READ,
+    "CheckEdges": Work.STORE_READ,
+    "ListActors": Work.STORE_READ,
+    "ListSubjects": Work.STORE_READ,
+}
 
 
 class QueryService:
@@ -79,6 +88,12 @@ class QueryService:
             pool(settings.loads_concurrent_max, "store-read"),
         )
         self._tokens = PageTokens(reader.identity.log.log_id)
+        gates = {
+            name: Gate(settings.store_calls_max, settings.store_queue_ms_max / 1e3)
+            for name, work in _WORKS.items()
+            if work is Work.STORE_READ
+        }
+        self.admission = Admission(settings, _WORKS, gates, rng.random)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -100,6 +115,7 @@ class QueryService:
             self._log,
             unavailable=Reason.STORE_UNAVAILABLE,
             retry_after_s=self._settings.retry_after_ms / 1e3,
+            admission=self.admission,
         )
 
     async def start(self) -> None:
