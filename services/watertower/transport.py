@@ -52,6 +52,8 @@ def listener_options(message_bytes_max: int, limits: ServerSettings | None, shar
             ("grpc.max_connection_idle_ms", limits.connection_idle_ms_max),
             ("grpc.keepalive_time_ms", limits.keepalive_ms),
             ("grpc.keepalive_timeout_ms", limits.keepalive_timeout_ms),
+            # Or a ping has a minute, however short the keepalive's timeout is. (In grpc's chttp2/transport/internal.h.)
+            ("grpc.http2.ping_timeout_ms", limits.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", limits.ping_interval_ms_min),
             ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),

@@ -24,6 +24,7 @@ class Served(NamedTuple):
     clock: FakeClock
     service: QueryService
     channel: grpc.aio.Channel
+    port: int
 
 
 class Refusal(NamedTuple):
@@ -48,7 +49,7 @@ async def served(store: FakeStore | None = None, started: bool = True, **setting
         if started:
             await service.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel)
+            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, port)
     finally:
         store.open.set()
         await server.stop(1.0)
