@@ -6,6 +6,7 @@ Frames and header blocks are those of RFC 9113 and RFC 7541, the message prefix 
 import asyncio
 import contextlib
 import json
+import resource
 import socket
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _WINDOW_UPDATE = 0, 1, 3, 4, 8
@@ -60,7 +62,7 @@ def call_data(message: bytes, stream: int, claimed_bytes: int | None = None) -> 
 @contextlib.contextmanager
 def abusing(target: str, path: str, message: bytes, abuses: Sequence[str]) -> Iterator[dict[str, int]]:
     """Abuses by these names, until the block ends, in a process of their own: whoever measures good callers must not do the work of bad
-    ones. What was done is in the dictionary afterwards."""
+    ones. `idle=N` holds N connections. What was done is in the dictionary afterwards."""
     done: dict[str, int] = {}
     command = [sys.executable, "-m", "watertower.testing.abuse", target, path, message.hex(), *abuses]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -92,12 +94,13 @@ class Abusers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _repeat(self, abuse: Callable[[], Awaitable[None]]) -> None:
+        name = getattr(abuse, "__name__", "idle")
         while True:
             try:
                 await abuse()
-                self.done[abuse.__name__] += 1
+                self.done[name] += 1
             except (OSError, TimeoutError):  # the server has had enough of us
-                self.done[f"{abuse.__name__}_refused"] += 1
+                self.done[f"{name}_refused"] += 1
             await asyncio.sleep(PAUSE_S)
 
     # --- the abuses
@@ -145,6 +148,22 @@ class Abusers:
             await self._send(connection, b"GET / HTTP/1.1\r\nHost: abuse\r\n\r\n" + bytes(range(256)) * 16)
             await asyncio.sleep(0.1)
 
+    async def hold_idle(self, connections: int) -> None:
+        """Opens idle connections and keeps them; one that the server closes is opened again."""
+        held = await self.idle(connections)
+        self.done["idle"] = len(held)
+        try:
+            while True:
+                await asyncio.sleep(1.0)
+                for at, connection in enumerate(held):
+                    if _closed(connection):
+                        connection.close()
+                        held[at] = (await self.idle(1))[0]
+                        self.done["idle_again"] += 1
+        finally:
+            for connection in held:
+                connection.close()
+
     async def idle(self, connections: int, at_once: int = 50) -> list[socket.socket]:
         """Opens so many connections and does nothing with them. Every other one does not even say what it speaks."""
         opened: list[socket.socket] = []
@@ -181,10 +200,26 @@ class Abusers:
             await asyncio.get_running_loop().sock_sendall(connection, data)
 
 
+def _closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed it. Reads what has come."""
+    try:
+        while data := connection.recv(65_536):
+            del data
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 async def _main(target: str, path: str, message: str, *abuses: str) -> None:
     """Abuses until standard input ends; prints what was done."""
     abusers = Abusers(target, path, bytes.fromhex(message))
-    abusers.start(*(getattr(abusers, abuse) for abuse in abuses))
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
+    for abuse in abuses:
+        name, _, number = abuse.partition("=")
+        abusers.start(partial(abusers.hold_idle, int(number)) if name == "idle" else getattr(abusers, name))
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), loop.call_soon_threadsafe(ended.set)), daemon=True).start()
     await ended.wait()
