@@ -146,11 +146,20 @@ class QuerySettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="WATERTOWER_QUERY_")
 
     message_bytes_max: Positive = Field(1_048_576, description="bytes of one request; a larger one is refused by the transport")
-    cache_entities_max: Positive = Field(100_000, description="entities kept in memory; the least recently read goes first")
+    cache_bytes_max: Positive = Field(
+        268_435_456, description="bytes of counts kept in memory, about; what was read longest ago goes first"
+    )
     cache_age_ms_max: Milliseconds = Field(
         60_000, description="ms after which an entry is loaded again, feed or not (less up to a fifth, at random)"
     )
     unknown_age_ms_max: Milliseconds = Field(1_000, description="ms that an unknown entity is remembered as zero")
+    stale_age_ms_max: Milliseconds = Field(
+        3_600_000, description="ms after its load up to which an entry may stand in, marked stale, while the store cannot be read"
+    )
+    freshness_wait_ms_max: Milliseconds = Field(
+        2_000, description="ms that a call waits to be as fresh as it asks (min_position, max_staleness); then it is told that it is not"
+    )
+    freshness_waiting_max: Positive = Field(10_000, description="calls that wait to be as fresh as they ask; above that none waits")
     loads_concurrent_max: Positive = Field(4, description="store reads under way at once")
     loads_waiting_max: Positive = Field(
         10_000, description="store reads waiting; a call above that is shed with READS_FULL; below 1,000 a cold batch may never fit"
@@ -158,6 +167,20 @@ class QuerySettings(ServerSettings):
     load_wait_ms_max: Milliseconds = Field(
         1_000, description="ms that a read waits for the store where memory has the last known values; then it gives those, marked stale"
     )
+    warm_entities_max: Annotated[int, Field(ge=0)] = Field(
+        10_000,
+        description="entities, those read last, that the next start loads before it is ready; 0: none",
+    )
+    warm_file: Path | None = Field(
+        None, description="file for that; by default query-warm in the data folder, and without one (store=cassandra) nothing is kept"
+    )
+    warm_interval_ms: Milliseconds = Field(60_000, description="ms between two writes of that file; it is also written at the end")
+    warm_ms_max: Milliseconds = Field(10_000, description="ms that a start takes for loading, at most")
+    watch_interval_ms: Milliseconds = Field(200, description="ms between two messages of a watch, at least")
+    watch_heartbeat_ms: Milliseconds = Field(1_000, description="ms after which a watch without changes says how fresh it is")
+    watches_max: Positive = Field(1_000, description="watches open at once; above that WATCHES_FULL")
+    watches_per_caller_max: Positive = Field(100, description="watches open at once of one address; above that WATCHES_FULL")
+    watched_entities_max: Positive = Field(100_000, description="entities in all open watches; above that WATCHES_FULL")
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
     stale_after_ms: Milliseconds = Field(10_000, description="ms that as_of may lie behind before answers are marked stale")
     workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = Field(1, description="query processes on the one port")

@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Never, TypeAlias
 
 import grpc
@@ -18,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
-from watertower.admission import Admission
+from watertower.admission import Admission, Gate
 from watertower.config import ServerSettings
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.transport import Probe, listener_options, receive
@@ -36,6 +37,10 @@ at most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
 Method: TypeAlias = "tuple[type[Message], Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | bytes]]]"
 """The type of the request, and what answers it: with a message or, for a hot path, with the bytes of one."""
 
+Answers: TypeAlias = "Callable[[Any, grpc.aio.ServicerContext[Any, Any]], AsyncGenerator[bytes, None]]"
+Stream: TypeAlias = "tuple[type[Message], Answers]"
+"""The type of the request, and what answers it, again and again, with the bytes of messages."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -51,19 +56,23 @@ def service_handler(
     *,
     unavailable: Reason,
     retry_after_s: float,
+    streams: Mapping[str, Stream] | None = None,
     admission: Admission | None = None,
 ) -> grpc.GenericRpcHandler:
-    """The unary methods (by name) of one service (by its full name).
+    """The methods (by name) of one service (by its full name): with one answer, and with a stream of them.
 
     A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
     `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    refusals, doors = _Refusals(log, unavailable, retry_after_s), _Doors(admission)
     for name, (request_type, answer) in methods.items():
-        answer_bytes = _answer_bytes(name, _parser(request_type), answer, admission)
-        behaviour = _behaviour(f"{service}/{name}", answer_bytes, log, unavailable, retry_after_s, admission)
+        behaviour = _behaviour(f"{service}/{name}", _parser(request_type), answer, refusals, doors)
         # To the caller it is a unary method. Taken as a stream of one request, it is in our hands before the request has arrived.
         handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour, request_deserializer=None, response_serializer=None)
+    for name, (request_type, answers) in (streams or {}).items():
+        stream = _stream(f"{service}/{name}", _parser(request_type), answers, refusals, doors)
+        handlers[name] = grpc.stream_stream_rpc_method_handler(stream, request_deserializer=None, response_serializer=None)
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
@@ -79,58 +88,92 @@ def _parser(request_type: type[Message]) -> Callable[[bytes], Message]:
     return parse_or_refuse
 
 
-def _answer_bytes(
-    name: str,
-    parse: Callable[[bytes], Message],
-    answer: Callable[[Any, Any], Awaitable[Message | bytes]],
-    admission: Admission | None,
-) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    """From the bytes of a request to those of its answer, if the call is let in."""
+class _Doors:
+    """How calls come in. Without an admission, all do."""
 
-    async def answer_bytes(data: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
-        gate = None
-        if admission is not None:
-            left_s: float | None = context.time_remaining()
-            gate = await admission.enter(name, len(data), math.inf if left_s is None else left_s)
-        try:
-            response = await answer(parse(data), context)
-            return response if isinstance(response, bytes) else response.SerializeToString()
-        finally:
-            if gate is not None:
-                gate.leave()
+    def __init__(self, admission: Admission | None) -> None:
+        self._admission = admission
+        # The published type of a callback takes no argument; it is given the context.
+        self._depart: Any = None if admission is None else admission.depart
 
-    return answer_bytes
+    async def receive(self, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+        """The bytes of the request. Raises CallRefused."""
+        if self._admission is None:
+            return await receive(context)
+        self._admission.arrive()
+        context.add_done_callback(self._depart)
+        return await self._admission.receiving.receive(context)
+
+    async def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> Gate | None:
+        """What the call has to leave when its work is done. Raises CallRefused."""
+        if self._admission is None:
+            return None
+        left_s: float | None = context.time_remaining()
+        return await self._admission.enter(name.rpartition("/")[2], request_bytes, math.inf if left_s is None else left_s)
+
+
+class _Refusals:
+    """Ends calls that failed, as their callers should hear of it."""
+
+    def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float) -> None:
+        self._log, self._unavailable, self._retry_after_s = log, unavailable, retry_after_s
+
+    async def refuse(self, name: str, error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, CallRefused):
+            await _abort(context, error)
+        if isinstance(error, BackendUnavailable | BackendRefused):
+            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
+            self._log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
+            await _abort(context, CallRefused(self._unavailable, retry_after_s=self._retry_after_s))
+        self._log.error("call_failed", method=name, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
 
 def _behaviour(
     name: str,
-    answer_bytes: Callable[[bytes, Any], Awaitable[bytes]],
-    log: FilteringBoundLogger,
-    unavailable: Reason,
-    retry_after_s: float,
-    admission: Admission | None,
+    parse: Callable[[bytes], Message],
+    answer: Callable[[Any, Any], Awaitable[Message | bytes]],
+    refusals: _Refusals,
+    doors: _Doors,
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
-    # The published type of a callback takes no argument; it is given the context.
-    depart: Any = None if admission is None else admission.depart
-    received = admission.receiving.receive if admission is not None else receive
-
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
-            if admission is not None:
-                admission.arrive()
-                context.add_done_callback(depart)
-            return await answer_bytes(await received(context), context)
-        except CallRefused as error:
-            return await _abort(context, error)
-        except (BackendUnavailable, BackendRefused) as error:
-            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
-            log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
-            return await _abort(context, CallRefused(unavailable, retry_after_s=retry_after_s))
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            log.exception("call_failed", method=name)
-            return await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+            data = await doors.receive(context)
+            gate = await doors.enter(name, len(data), context)
+            try:
+                response = await answer(parse(data), context)
+                return response if isinstance(response, bytes) else response.SerializeToString()
+            finally:
+                if gate is not None:
+                    gate.leave()
+        except Exception as error:
+            await refusals.refuse(name, error, context)
+
+    return behaviour
+
+
+def _stream(
+    name: str,
+    parse: Callable[[bytes], Message],
+    answers: Callable[[Any, Any], AsyncGenerator[bytes, None]],
+    refusals: _Refusals,
+    doors: _Doors,
+) -> Callable[[Any, Any], Awaitable[None]]:
+    async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        try:
+            data = await doors.receive(context)
+            gate = await doors.enter(name, len(data), context)
+            try:
+                async with aclosing(answers(parse(data), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)  # returns when there is room on the way to the caller
+            finally:
+                if gate is not None:
+                    gate.leave()
+        except Exception as error:
+            await refusals.refuse(name, error, context)
 
     return behaviour
 

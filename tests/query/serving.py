@@ -25,6 +25,7 @@ class Served(NamedTuple):
     service: QueryService
     channel: grpc.aio.Channel
     port: int
+    address: str
 
 
 class Refusal(NamedTuple):
@@ -49,7 +50,7 @@ async def served(store: FakeStore | None = None, started: bool = True, **setting
         if started:
             await service.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, port)
+            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, port, f"127.0.0.1:{port}")
     finally:
         store.open.set()
         await server.stop(1.0)

@@ -1,13 +1,15 @@
 """Query as a process: the gRPC server around the service and its feed tail."""
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Awaitable
+from contextlib import ExitStack, suppress
 
 import structlog
 
 from watertower.config import QuerySettings, ServiceSettings
 from watertower.errors import BackendRefused
 from watertower.query.service import SERVICE, QueryService
+from watertower.query.warm import WarmList
 from watertower.role import Role
 from watertower.rpc import RpcServer
 
@@ -19,11 +21,17 @@ class QueryProcess:
     """Serves EngagementReader until its role is told to stop."""
 
     def __init__(
-        self, service: QueryService, settings: ServiceSettings, limits: QuerySettings, held: ExitStack, shared_port: int = 0
+        self,
+        service: QueryService,
+        settings: ServiceSettings,
+        limits: QuerySettings,
+        held: ExitStack,
+        warm: WarmList | None = None,
+        shared_port: int = 0,
     ) -> None:
-        """`held` is what the process has opened; it is closed at the end. `shared_port`: it listens there beside other workers, instead of
-        on a port of its own."""
-        self._service, self._settings, self._limits, self._held = service, settings, limits, held
+        """`held` is what the process has opened; it is closed at the end. `warm` is where what it had in memory outlives it.
+        `shared_port`: it listens there beside other workers, instead of on a port of its own."""
+        self._service, self._settings, self._limits, self._held, self._warm = service, settings, limits, held, warm
         self._shared_port = shared_port
 
     def run(self, role: Role) -> int:
@@ -52,6 +60,7 @@ class QueryProcess:
         stop = role.stopping.event()
         try:
             await self._service.start()  # before anybody can ask; where it fails, another attempt finds the port free
+            remembering = await self._warmed(stop)
             port = await server.start()
             server.set_ready(True)
             role.ready(address=f"{self._settings.read_host}:{port}")
@@ -61,8 +70,24 @@ class QueryProcess:
             if not self._service.failed.done():
                 role.not_ready("stopping")
                 await asyncio.sleep(self._settings.drain_ms / 1e3)
+            await remembering
         finally:
             await server.stop(self._settings.shutdown_grace_ms / 1e3)
             await self._service.stop()
         if self._service.failed.done():
             self._service.failed.result()
+
+    async def _warmed(self, stop: asyncio.Event) -> Awaitable[None]:
+        """Loads what the process before held; what goes on writing down what this one holds, until `stop`."""
+        if self._warm is not None:
+            entities = await asyncio.to_thread(self._warm.read)
+            loaded = await self._service.warm(entities, self._limits.warm_ms_max / 1e3)
+            structlog.get_logger("watertower.query").info("warmed", entities=loaded, of=len(entities))
+        return asyncio.create_task(self._remember(stop))
+
+    async def _remember(self, stop: asyncio.Event) -> None:
+        while self._warm is not None and not stop.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.warm_interval_ms / 1e3):
+                    await stop.wait()
+            await asyncio.to_thread(self._warm.write, self._service.hottest(self._limits.warm_entities_max))
