@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.calls import follow, record, wait_visible, writing
+from tests.calls import follow, reading, record, refusal, wait_visible, writing
 from watertower.core.positions import decode_position
 from watertower.testing.service import Service
 from watertower.v1 import reader_pb2, reader_pb2_grpc, writer_pb2, writer_pb2_grpc
@@ -113,4 +113,24 @@ def test_no_call_that_was_begun_is_lost(tmp_path: Path, role: str, heed_health: 
                     again.start()
                     with writing(again.write_target) as writer:
                         wait_visible(query.read_target, record(writer, [follow("ann", "star")]).offsets)
+        assert projector.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_watch_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """SIGTERM ends an open watch with UNAVAILABLE and STOPPING, long before the grace of the calls is over."""
+    data = tmp_path / "data"
+    with Service(data, "projector") as projector, Service(data, "query", settings={"shutdown_grace_ms": 60_000}) as service:
+        projector.start()
+        service.start()
+        with reading(service.read_target) as stub:
+            watch = stub.WatchCounts(reader_pb2.WatchCountsRequest(entities=["star"], metrics=["METRIC_FOLLOWERS"]))
+            assert len(next(watch).counts) == 1
+            service.send(signal.SIGTERM)
+            with pytest.raises(grpc.RpcError) as ended:
+                for _ in watch:
+                    pass
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert refusal(ended.value)[0] == "STOPPING"
+        assert service.wait_ended() == 0  # its own patience is half of the grace
         assert projector.stop() == 0

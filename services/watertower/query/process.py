@@ -72,6 +72,7 @@ class QueryProcess:
                 await asyncio.sleep(self._settings.drain_ms / 1e3)
             await remembering
         finally:
+            self._service.end_watches()
             await server.stop(self._settings.shutdown_grace_ms / 1e3)
             await self._service.stop()
         if self._service.failed.done():

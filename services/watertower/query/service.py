@@ -159,6 +159,10 @@ class QueryService:
         """So many of the entities in memory: those that were read last."""
         return self._cache.hottest(count)
 
+    def end_watches(self) -> None:
+        """Tells the callers of watches that the service stops: they would hold up the end of the server for as long as it may take."""
+        self._watches.end()
+
     async def stop(self) -> None:
         """Ends the watches, stops following the feed, refuses the reads that wait, waits for those under way."""
         self._watches.end()
