@@ -78,7 +78,7 @@ class ServerSettings(_Section):
     )
     retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")
     connections_max: Positive = Field(10_000, description="connections at once; more are closed as they come")
-    streams_max: Positive = Field(256, description="calls at once on one connection; a client keeps more to itself")
+    streams_max: Positive = Field(100, description="calls at once on one connection; a client keeps more to itself")
     metadata_bytes_max: Positive = Field(8_192, description="bytes of a call's metadata; a call with more is refused by the transport")
     handshake_ms_max: Milliseconds = Field(10_000, description="ms in which a connection must have begun to speak HTTP/2")
     connection_age_ms_max: Milliseconds = Field(

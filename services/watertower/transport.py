@@ -156,20 +156,16 @@ class Probe:
         loop = asyncio.get_running_loop()
         async with grpc.aio.insecure_channel(self._address) as channel:
             nothing: Any = channel.unary_unary("/watertower.Probe/Nothing")  # a method that no server has: answered without work
-            last_s = 0.0
             while True:
                 sent_s = loop.time()
                 call = asyncio.ensure_future(self._taken(nothing))
                 try:
                     while not call.done():
                         await asyncio.wait({call}, timeout=PROBE_INTERVAL_S)
-                        wait_s = loop.time() - sent_s
-                        if call.done() or wait_s > last_s:
-                            last_s = wait_s
-                            self._observe(wait_s if not call.done() or call.result() else math.inf)
                         self._each(loop.time())
                 finally:
                     call.cancel()
+                self._observe(loop.time() - sent_s if call.result() else math.inf)
                 await asyncio.sleep(PROBE_INTERVAL_S)
 
     @staticmethod

@@ -119,11 +119,11 @@ class Abusers:
                 await self._send(connection, call_headers(self._path, stream) + call_data(self._message, stream) + reset)
 
     async def slow_reader(self) -> None:
-        """Makes 100 calls at once, opens the windows for their answers, and reads nothing for 2 s."""
+        """Makes 20 calls at once, opens the windows for their answers, and reads nothing for 2 s."""
         async with self._connected(receive_buffer_bytes=4_096) as connection:
             window = frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**30))
             await self._send(connection, GREETING + window)
-            for stream in range(1, 200, 2):
+            for stream in range(1, 40, 2):
                 await self._send(connection, call_headers(self._path, stream) + call_data(self._message, stream))
             await asyncio.sleep(2.0)
 
