@@ -1,6 +1,7 @@
 """gRPC as every process serves it: a handler that turns refusals into rich errors, and a server with health and reflection."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Never, TypeAlias
@@ -18,7 +19,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
+from watertower.admission import Admission, Gate
+from watertower.config import ServerSettings
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
+from watertower.transport import Probe, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -53,36 +57,59 @@ def service_handler(
     unavailable: Reason,
     retry_after_s: float,
     streams: Mapping[str, Stream] | None = None,
+    admission: Admission | None = None,
 ) -> grpc.GenericRpcHandler:
     """The methods (by name) of one service (by its full name): with one answer, and with a stream of them.
 
     A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
-    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was.
+    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    refusals = _Refusals(log, unavailable, retry_after_s)
+    refusals, doors = _Refusals(log, unavailable, retry_after_s), _Doors(admission)
     for name, (request_type, answer) in methods.items():
-        handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _behaviour(f"{service}/{name}", answer, refusals), request_deserializer=_parser(request_type), response_serializer=None
-        )
+        behaviour = _behaviour(f"{service}/{name}", _parser(request_type), answer, refusals, doors)
+        # To the caller it is a unary method. Taken as a stream of one request, it is in our hands before the request has arrived.
+        handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour, request_deserializer=None, response_serializer=None)
     for name, (request_type, answers) in (streams or {}).items():
-        handlers[name] = grpc.unary_stream_rpc_method_handler(
-            _stream(f"{service}/{name}", answers, refusals), request_deserializer=_parser(request_type), response_serializer=None
-        )
+        stream = _stream(f"{service}/{name}", _parser(request_type), answers, refusals, doors)
+        handlers[name] = grpc.stream_stream_rpc_method_handler(stream, request_deserializer=None, response_serializer=None)
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
-def _parser(request_type: type[Message]) -> Callable[[bytes], Message | None]:
-    """A deserializer that gives None for bytes that are no such message. (An error here would become INTERNAL: not the caller's fault.)"""
+def _parser(request_type: type[Message]) -> Callable[[bytes], Message]:
     parse = request_type.FromString
 
-    def parse_or_none(data: bytes) -> Message | None:
+    def parse_or_refuse(data: bytes) -> Message:
         try:
             return parse(data)
         except Exception:  # whatever the parser dislikes, the bytes are at fault
-            return None
+            raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)]) from None
 
-    return parse_or_none
+    return parse_or_refuse
+
+
+class _Doors:
+    """How calls come in. Without an admission, all do."""
+
+    def __init__(self, admission: Admission | None) -> None:
+        self._admission = admission
+        # The published type of a callback takes no argument; it is given the context.
+        self._depart: Any = None if admission is None else admission.depart
+
+    async def receive(self, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+        """The bytes of the request. Raises CallRefused."""
+        if self._admission is None:
+            return await receive(context)
+        self._admission.arrive()
+        context.add_done_callback(self._depart)
+        return await self._admission.receiving.receive(context)
+
+    async def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> Gate | None:
+        """What the call has to leave when its work is done. Raises CallRefused."""
+        if self._admission is None:
+            return None
+        left_s: float | None = context.time_remaining()
+        return await self._admission.enter(name.rpartition("/")[2], request_bytes, math.inf if left_s is None else left_s)
 
 
 class _Refusals:
@@ -105,14 +132,22 @@ class _Refusals:
 
 
 def _behaviour(
-    name: str, answer: Callable[[Any, Any], Awaitable[Message | bytes]], refusals: _Refusals
+    name: str,
+    parse: Callable[[bytes], Message],
+    answer: Callable[[Any, Any], Awaitable[Message | bytes]],
+    refusals: _Refusals,
+    doors: _Doors,
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
-    async def behaviour(request: Message | None, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+    async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
-            if request is None:
-                raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])
-            response = await answer(request, context)
-            return response if isinstance(response, bytes) else response.SerializeToString()
+            data = await doors.receive(context)
+            gate = await doors.enter(name, len(data), context)
+            try:
+                response = await answer(parse(data), context)
+                return response if isinstance(response, bytes) else response.SerializeToString()
+            finally:
+                if gate is not None:
+                    gate.leave()
         except Exception as error:
             await refusals.refuse(name, error, context)
 
@@ -120,15 +155,23 @@ def _behaviour(
 
 
 def _stream(
-    name: str, answers: Callable[[Any, Any], AsyncGenerator[bytes, None]], refusals: _Refusals
+    name: str,
+    parse: Callable[[bytes], Message],
+    answers: Callable[[Any, Any], AsyncGenerator[bytes, None]],
+    refusals: _Refusals,
+    doors: _Doors,
 ) -> Callable[[Any, Any], Awaitable[None]]:
-    async def behaviour(request: Message | None, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         try:
-            if request is None:
-                raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])
-            async with aclosing(answers(request, context)) as responses:
-                async for response in responses:
-                    await context.write(response)  # returns when there is room on the way to the caller
+            data = await doors.receive(context)
+            gate = await doors.enter(name, len(data), context)
+            try:
+                async with aclosing(answers(parse(data), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)  # returns when there is room on the way to the caller
+            finally:
+                if gate is not None:
+                    gate.leave()
         except Exception as error:
             await refusals.refuse(name, error, context)
 
@@ -208,26 +251,31 @@ class RpcServer:
     """A gRPC server on one port, with health and reflection. Not ready until told so."""
 
     def __init__(
-        self, host: str, port: int, handlers: Sequence[grpc.GenericRpcHandler], services: Sequence[str], message_bytes_max: int
+        self,
+        host: str,
+        port: int,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        services: Sequence[str],
+        message_bytes_max: int,
+        limits: ServerSettings | None = None,
+        admission: Admission | None = None,
+        shared_port: bool = False,
     ) -> None:
-        """`port` 0 takes a free one; `services` are the full names behind `handlers`; `message_bytes_max` bounds a request."""
+        """`port` 0 takes a free one; `services` are the full names behind `handlers`; `message_bytes_max` bounds a request, `limits` the
+        connections. `admission` is told how long calls wait. `shared_port`: several processes listen on the port."""
         self._host = host
         self._port = port
         self._handlers = handlers
         self._services = services
-        self._message_bytes_max = message_bytes_max
+        self._options = listener_options(message_bytes_max, limits, shared_port)
+        self._probe = None if admission is None else Probe(admission.shedding.observe, admission.receiving.end_late)
         self._health = _Health()
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listens; the port. Raises AddressTaken where that is not possible."""
-        options = [
-            # Off, or a second process would take half of the calls of the first instead of being refused.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", self._message_bytes_max),
-        ]
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(tuple(self._handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
@@ -241,7 +289,11 @@ class RpcServer:
                 "stop what holds the port, or take another"
             ) from error
         await self._say(HealthCheckResponse.NOT_SERVING)
+        if self._probe is not None:
+            self._probe.listen(server)
         await server.start()
+        if self._probe is not None:
+            self._probe.start()
         self._server = server
         return port
 
@@ -257,6 +309,8 @@ class RpcServer:
         if server is not None:
             await self._say(HealthCheckResponse.NOT_SERVING)
             self._health.end_watches()
+            if self._probe is not None:
+                await self._probe.stop()
             await server.stop(grace_s)
 
     async def _say(self, status: int) -> None:

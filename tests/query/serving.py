@@ -24,6 +24,7 @@ class Served(NamedTuple):
     clock: FakeClock
     service: QueryService
     channel: grpc.aio.Channel
+    port: int
     address: str
 
 
@@ -43,13 +44,13 @@ async def served(store: FakeStore | None = None, started: bool = True, **setting
     store, clock = store or FakeStore(), FakeClock()
     limits = QuerySettings(**{"tail_interval_ms": 1, **settings})
     service = QueryService(store, store, limits, clock, random.Random(0), store.identity.log.partitions)
-    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], message_bytes_max=limits.message_bytes_max)
+    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], limits.message_bytes_max, limits, service.admission)
     port = await server.start()
     try:
         if started:
             await service.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, f"127.0.0.1:{port}")
+            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, port, f"127.0.0.1:{port}")
     finally:
         store.open.set()
         await server.stop(1.0)

@@ -30,7 +30,8 @@ def ingest(settings: Settings) -> IngestProcess:
     with ExitStack() as opened:  # undone where a later part is not to be had yet: the caller tries again
         log, generation = log_writer(settings, opened)
         held = opened.pop_all()
-    return IngestProcess(IngestService(log, settings.ingest, SystemClock(), generation), settings.service, settings.ingest, held)
+    uniform = random.Random().random  # noqa: S311 - jitter, not secrets
+    return IngestProcess(IngestService(log, settings.ingest, SystemClock(), generation, uniform), settings.service, settings.ingest, held)
 
 
 def projector(settings: Settings) -> ProjectorProcess:
@@ -46,8 +47,10 @@ def projector(settings: Settings) -> ProjectorProcess:
     return ProjectorProcess(loop, settings.service, SystemClock(), held, health)
 
 
-def query(settings: Settings) -> QueryProcess:
-    """The query role on the configured store and feed. Raises StartRefused; BackendUnavailable where trying again may help."""
+def query(settings: Settings, shared_port: int = 0) -> QueryProcess:
+    """The query role on the configured store and feed, or one worker of it on a `shared_port`.
+
+    Raises StartRefused; BackendUnavailable where trying again may help."""
     with ExitStack() as opened:
         store, feed = _back_ends(settings).query_side(settings, opened)
         held = opened.pop_all()
@@ -59,7 +62,7 @@ def query(settings: Settings) -> QueryProcess:
         random.Random(),  # noqa: S311 - jitter, not secrets
         partitions=store.identity.log.partitions,
     )
-    return QueryProcess(service, settings.service, settings.query, held, _warm_list(settings))
+    return QueryProcess(service, settings.service, settings.query, held, _warm_list(settings), shared_port)
 
 
 def _warm_list(settings: Settings) -> WarmList | None:

@@ -21,10 +21,18 @@ class QueryProcess:
     """Serves EngagementReader until its role is told to stop."""
 
     def __init__(
-        self, service: QueryService, settings: ServiceSettings, limits: QuerySettings, held: ExitStack, warm: WarmList | None = None
+        self,
+        service: QueryService,
+        settings: ServiceSettings,
+        limits: QuerySettings,
+        held: ExitStack,
+        warm: WarmList | None = None,
+        shared_port: int = 0,
     ) -> None:
-        """`held` is what the process has opened; it is closed at the end. `warm` is where what it had in memory outlives it."""
+        """`held` is what the process has opened; it is closed at the end. `warm` is where what it had in memory outlives it.
+        `shared_port`: it listens there beside other workers, instead of on a port of its own."""
         self._service, self._settings, self._limits, self._held, self._warm = service, settings, limits, held, warm
+        self._shared_port = shared_port
 
     def run(self, role: Role) -> int:
         """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
@@ -41,10 +49,13 @@ class QueryProcess:
     async def _serve(self, role: Role) -> None:
         server = RpcServer(
             self._settings.read_host,
-            self._settings.read_port,
+            self._shared_port or self._settings.read_port,
             [self._service.handler()],
             [SERVICE],
             message_bytes_max=self._limits.message_bytes_max,
+            limits=self._limits,
+            admission=self._service.admission,
+            shared_port=bool(self._shared_port),
         )
         stop = role.stopping.event()
         try:
@@ -58,8 +69,10 @@ class QueryProcess:
             server.set_ready(False)
             if not self._service.failed.done():
                 role.not_ready("stopping")
+                await asyncio.sleep(self._settings.drain_ms / 1e3)
             await remembering
         finally:
+            self._service.end_watches()
             await server.stop(self._settings.shutdown_grace_ms / 1e3)
             await self._service.stop()
         if self._service.failed.done():

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 import structlog
 
+from watertower.admission import Admission, Gate, Work
 from watertower.config import QuerySettings
 from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
@@ -41,6 +42,15 @@ SERVICE: str = reader_pb2.DESCRIPTOR.services_by_name["EngagementReader"].full_n
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 T = TypeVar("T")
+
+_WORKS = {
+    "GetCounts": Work.CACHED_READ,
+    "BatchGetCounts": Work.CACHED_READ,
+    "CheckEdges": Work.STORE_READ,
+    "ListActors": Work.STORE_READ,
+    "ListSubjects": Work.STORE_READ,
+    "WatchCounts": Work.CACHED_READ,
+}
 
 
 class QueryService:
@@ -95,6 +105,12 @@ class QueryService:
         )
         self._watches = Watches(settings, self._look, lambda: self._tail.nothing, lambda freshness: self._message(freshness, NO_NEED))
         self._tokens = PageTokens(reader.identity.log.log_id)
+        gates = {
+            name: Gate(settings.store_calls_max, settings.store_queue_ms_max / 1e3)
+            for name, work in _WORKS.items()
+            if work is Work.STORE_READ
+        }
+        self.admission = Admission(settings, _WORKS, gates, rng.random)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -116,6 +132,7 @@ class QueryService:
             self._log,
             unavailable=Reason.STORE_UNAVAILABLE,
             retry_after_s=self._settings.retry_after_ms / 1e3,
+            admission=self.admission,
             streams={"WatchCounts": (reader_pb2.WatchCountsRequest, self.watch_counts)},
         )
 
@@ -141,6 +158,10 @@ class QueryService:
     def hottest(self, count: int) -> list[str]:
         """So many of the entities in memory: those that were read last."""
         return self._cache.hottest(count)
+
+    def end_watches(self) -> None:
+        """Tells the callers of watches that the service stops: they would hold up the end of the server for as long as it may take."""
+        self._watches.end()
 
     async def stop(self) -> None:
         """Ends the watches, stops following the feed, refuses the reads that wait, waits for those under way."""
