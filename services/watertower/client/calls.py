@@ -193,7 +193,7 @@ class Calls(ABC):
         seen = self._watched()
         async with contextlib.aclosing(self._transport.watch(request)) as updates:
             async for update in updates:
-                if seen.included_in(update.freshness.position):  # else it comes from a process that is behind
+                if seen.not_before(update.freshness.position):  # else it comes from a process that is behind
                     seen.add(update.freshness.position)
                     yield update
 

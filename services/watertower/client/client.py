@@ -40,8 +40,9 @@ class Client(Calls):
         rng: random.Random | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """Targets are HOST:PORT, or whatever gRPC resolves; the addresses of a name take turns. To be made inside a running event loop;
-        connects at the first call. `credentials` are for TLS; `clock`, `rng` and `sleep` for tests."""
+        """Targets are HOST:PORT, or whatever gRPC resolves; the addresses of a name take turns. Connects at the first call. `credentials`
+        are for TLS; `clock`, `rng` and `sleep` for tests. Raises RuntimeError outside of a running event loop."""
+        asyncio.get_running_loop()  # gRPC would take any loop, and hang in a later one
         super().__init__(
             Transport(
                 write_target,

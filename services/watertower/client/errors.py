@@ -45,12 +45,13 @@ class Refusal(NamedTuple):
 
     @property
     def retryable(self) -> bool:
-        """Whether the identical call may be sent again."""
-        return self.status in RETRYABLE and not self.no_retry
+        """Whether the identical call may be sent again. (RESOURCE_EXHAUSTED without a time to come back is the size of the request.)"""
+        too_large = self.status is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_after_s is None
+        return self.status in RETRYABLE and not self.no_retry and not too_large
 
     @property
     def shed(self) -> bool:
-        """Whether the server has refused work because it has too much. (Without a time to come back it is the size of the request.)"""
+        """Whether the server has refused work because it has too much."""
         return self.status is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_after_s is not None
 
 

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from watertower.client.answers import Counts, Freshness, Update, covers, microseconds_of, position_of
+from watertower.client.answers import Counts, Freshness, Update, covers, microseconds_of
 from watertower.client.errors import ClientError
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Sleep
+from watertower.client.seen import Seen
 from watertower.core.model import Metric
 from watertower.core.positions import Position
 from watertower.ports import Clock
@@ -25,14 +26,15 @@ class _Feed:
         self.entities = frozenset(entities)
         self.counts: dict[str, Counts] = {}
         self.freshness: Freshness | None = None
-        self.position: Position | None = None
+        self.seen = Seen()
         self.heard_s = 0.0
         self.task: asyncio.Task[None] | None = None
 
     def take(self, update: Update, now_s: float) -> None:
-        self.counts.update((counts.entity, counts) for counts in update.counts)
-        self.freshness, self.heard_s = update.freshness, now_s
-        self.position = position_of(update.freshness.position)
+        if self.seen.not_before(update.freshness.position):  # else it comes from a process that is behind
+            self.seen.add(update.freshness.position)
+            self.counts.update((counts.entity, counts) for counts in update.counts)
+            self.freshness, self.heard_s = update.freshness, now_s
 
 
 class NearCache:
@@ -66,7 +68,7 @@ class NearCache:
         freshness = feed.freshness
         if freshness.stale or self._clock.monotonic_s() - feed.heard_s > self._options.near_age_ms_max / 1e3:
             return None
-        if not covers(feed.position, wanted):
+        if not covers(feed.seen.position, wanted):
             return None
         if max_staleness_s is not None and not self._as_fresh(freshness, max_staleness_s):
             return None

@@ -20,6 +20,12 @@ class Seen:
         """Whether an answer at `token` includes everything that was seen."""
         return covers(position_of(token), self.position)
 
+    def not_before(self, token: bytes) -> bool:
+        """Whether an update at `token` takes nothing back that was seen. One of a newer generation is another beginning."""
+        position = position_of(token)
+        newer = position is not None and self.position is not None and position.generation > self.position.generation
+        return newer or covers(position, self.position)
+
     def add(self, token: bytes) -> None:
         """Something was seen at `token`. A newer generation replaces an older one: its log may be another one, with offsets of its own."""
         position = position_of(token)
