@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
@@ -319,7 +319,6 @@ class _Answers:
         return Freshness(None, token, False, wanted is None or position.covers(wanted)), {token}
 
 
-@settings(max_examples=200)
 @given(st.lists(offsets, max_size=12), st.lists(st.none() | offsets, max_size=8))
 def test_whatever_answers_a_session_gets(positions: list[dict[int, int]], steps: list[dict[int, int] | None]) -> None:
     """Every answer includes all writes of the session and every answer before it, or says that it is not satisfied; and what was seen only

@@ -8,11 +8,12 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.fake import AWAY, SHED, FakeServer, Naps, Never, Refusal, refused, run, served, until
+from tests.client.fake import AWAY, SHED, FakeServer, Naps, Never, Refusal, refused, run, served, serving, until
 from watertower.client import (
     Client,
     ClientClosed,
     ClientError,
+    ClientOptions,
     DeadlineExceeded,
     Event,
     InvalidRequest,
@@ -26,6 +27,7 @@ from watertower.client import (
 from watertower.client.retries import THROTTLE_WINDOW_S
 from watertower.errors import Reason, Violation
 from watertower.testing.clock import FakeClock
+from watertower.testing.service import free_port
 from watertower.v1 import common_pb2
 
 
@@ -541,6 +543,22 @@ def test_closing_ends_what_waits() -> None:
                 await anext(client.watch(["a"]))
             await client.close()
             gate.set()
+
+    run(test)
+
+
+def test_a_service_that_starts_late_is_found() -> None:
+    """A call waits for a connection in the time that it has, at the cost of one retry."""
+
+    async def test() -> None:
+        port = free_port()
+        async with Client(f"127.0.0.1:{port}", f"127.0.0.1:{port}", ClientOptions(retry_reserve_max=1)) as client:
+            early = asyncio.create_task(client.follow("a", "b", timeout_s=30))
+            failures: Any = client._transport._writer._budget._window
+            await until(lambda: failures.sums() == (1, 1), "nothing answered, and the retry waits")
+            async with serving(port) as fake:
+                await early
+                assert fake.followers["b"] == 1
 
     run(test)
 

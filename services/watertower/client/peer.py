@@ -54,7 +54,9 @@ class Peer:
             self._budget.request()
         timeout_s = min(self._options.attempt_timeout_ms / 1e3, self.left_s(deadline_s))
         try:
-            answer = await method(request, timeout=timeout_s)
+            # A retry waits for a connection instead of failing for want of one: while nothing answers, a call costs one retry, and not one
+            # for each look whether something does.
+            answer = await method(request, timeout=timeout_s, wait_for_ready=number > 0)
         except grpc.RpcError as error:
             refusal = refusal_of(error)
             # What nobody answered (nothing there, out of time) says nothing about what the server would take.
