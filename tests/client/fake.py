@@ -51,6 +51,7 @@ class FakeServer(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Engag
 
     def __init__(self) -> None:
         self.port = 0
+        self.loop = asyncio.get_running_loop()
         self.records: list[writer_pb2.RecordEventsRequest] = []
         self.reads: list[Any] = []
         self.deadlines: list[float] = []

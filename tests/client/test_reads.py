@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
-from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Session
+from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
 from watertower.client.answers import Freshness, position_of
+from watertower.client.channels import ANSWER_BYTES_MAX
 from watertower.client.seen import Seen
 from watertower.core.positions import Position, decode_position, encode_position
 from watertower.errors import Reason, Violation
@@ -170,6 +171,19 @@ def test_reads_are_retried_and_shed_as_writes_are() -> None:
                 with pytest.raises(Overloaded):
                     await call()
                 assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_an_answer_has_a_bound() -> None:
+    """A larger one is refused by this end, and not asked for again."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            fake.edges = {("x" * ANSWER_BYTES_MAX, "bob")}
+            with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
+                await client.list_actors("bob")
+            assert len(fake.reads) == 1
 
     run(test)
 

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -12,6 +12,7 @@ from tests.client.fake import FakeServer, serving
 from watertower.client import Client, ClientClosed, InvalidRequest, Kind, SyncClient
 from watertower.client.calls import Calls
 from watertower.client.sync import SyncCalls
+from watertower.v1 import reader_pb2
 
 
 @pytest.fixture
@@ -73,11 +74,28 @@ def test_a_watch_in_a_loop(fake: FakeServer) -> None:
             first = pool.submit(next, updates)
             while not fake.watches:
                 assert not first.done()
-            fake.updates.put_nowait(fake.update(a=4))
-            fake.updates._loop.call_soon_threadsafe(lambda: None)  # type: ignore[attr-defined] # wakes the server's loop
+            fake.loop.call_soon_threadsafe(fake.updates.put_nowait, fake.update(a=4))
             assert [counts.followers for counts in first.result(10).counts] == [4]
         updates.close()  # type: ignore[attr-defined] # of a generator
         assert list(updates) == []
+
+
+def test_a_watch_ends_with_its_client(fake: FakeServer) -> None:
+    """Whoever waits for an update hears that the client was closed; an iterator that is left over closes in silence."""
+    client = SyncClient(fake.target, fake.target)
+    waits, left = client.watch(["a"]), client.watch(["b"])
+    with ThreadPoolExecutor(2) as pool:
+        waiting, first = pool.submit(next, waits), pool.submit(next, left)
+        while len(fake.watches) < 2:
+            assert not waiting.done()
+        fake.loop.call_soon_threadsafe(fake.updates.put_nowait, reader_pb2.WatchCountsResponse())
+        done, _ = wait((waiting, first), timeout=10, return_when="FIRST_COMPLETED")
+        assert len(done) == 1
+        client.close()
+        (other,) = {waiting, first} - done
+        with pytest.raises(ClientClosed):
+            other.result(10)
+    del waits, left
 
 
 def test_after_its_end(fake: FakeServer) -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.client.fake import FakeServer, Naps, Refusal, refused, run, served, until
-from watertower.client import Client, Metric, Refused
+from watertower.client import Client, ClientClosed, Metric, Refused
 from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX
 from watertower.core.positions import Position, encode_position
 from watertower.errors import Reason
@@ -109,6 +109,20 @@ def test_a_watch_that_cannot_be_ends() -> None:
             fake.updates.put_nowait(Refusal(grpc.StatusCode.UNIMPLEMENTED))
             with pytest.raises(Refused, match="UNIMPLEMENTED"):
                 await anext(client.watch(["a"]))
+
+    run(test)
+
+
+def test_closing_the_client_ends_a_watch() -> None:
+    """Whoever waits for an update hears that the client was closed."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            waiting = asyncio.create_task(next_of(client.watch(["a"])))
+            await until(lambda: fake.watches, "the watch is there")
+            await client.close()
+            with pytest.raises(ClientClosed):
+                await waiting
 
     run(test)
 

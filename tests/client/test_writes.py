@@ -563,6 +563,24 @@ def test_a_service_that_starts_late_is_found() -> None:
     run(test)
 
 
+def test_addresses_take_turns() -> None:
+    """Of several addresses all get requests, and one that is away costs nothing but the turn."""
+
+    async def test() -> None:
+        async with serving() as one, serving() as other:
+            target = f"ipv4:{one.target},{other.target},127.0.0.1:{free_port()}"
+            async with Client(target, target) as client:
+                for number in range(20):
+                    await client.follow(f"a{number}", "b")
+                    if one.records and other.records:
+                        await client.follow("last", "b")
+                        break
+                assert one.records
+                assert other.records
+
+    run(test)
+
+
 def test_nothing_answers() -> None:
     """An address without a service is an error that names it, in the time that the call has."""
 

@@ -14,6 +14,9 @@ ANSWER_BYTES_MAX = 4_194_304
 RECONNECT_MS_MAX = 1_000
 """ms between two attempts to connect: a service that is back is found soon."""
 
+CONNECT_TIMEOUT_MS = 5_000
+"""ms that one attempt to connect may take, name, handshakes and all."""
+
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),  # ours are counted, jittered and bounded
     # Every address of the name takes its turn; a process that is away is passed by.
@@ -22,7 +25,7 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # for all its name, it is that
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
     # A client's connections are its own: closing one client, or a backoff of one, is nothing to another.
     ("grpc.use_local_subchannel_pool", 1),

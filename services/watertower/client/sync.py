@@ -1,6 +1,7 @@
 """The client for threads: the same calls, on an event loop in a thread of its own. Threads that call at the same time share batches."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -43,6 +44,7 @@ class _Loop:
 
     def close(self) -> None:
         if not self._closed:
+            self.run(self._loop.shutdown_asyncgens())  # watches that nobody has closed
             self._closed = True
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -167,7 +169,8 @@ class SyncCalls:
                 except StopAsyncIteration:
                     return
         finally:
-            self._loop.run(updates.aclose())
+            with contextlib.suppress(ClientClosed):  # it ended with the client
+                self._loop.run(updates.aclose())
 
 
 class SyncSession(SyncCalls):
