@@ -272,6 +272,12 @@ def test_sessions_that_wrote_share_requests() -> None:
             found = await asyncio.gather(early.counts("bob"), late.counts("bob"))
             assert [one.freshness.satisfied for one in found] == [True, False]
             assert [request.min_position for request in fake.reads] == [LATER]
+            wrote = [client.session(encode_position(Position(1, offsets))) for offsets in ({0: 3}, {1: 4}, {0: 2})]
+            fake.positions = [encode_position(Position(1, {0: 3, 1: 4}))]
+            found = await asyncio.gather(*(session.counts("bob") for session in wrote))
+            assert all(one.freshness.satisfied for one in found)
+            assert decode_position(fake.reads[-1].min_position) == Position(1, {0: 3, 1: 4})
+            assert len(fake.reads) == 2
 
     run(test)
 

@@ -101,6 +101,28 @@ def test_a_watch_never_goes_backwards() -> None:
     run(test)
 
 
+def test_what_a_process_that_is_behind_knows_is_not_lost() -> None:
+    """Its first message is held until it has caught up: it sends only what changes after that."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            updates = client.watch(["a", "b"])
+            first = asyncio.create_task(next_of(updates))
+            await until(lambda: fake.watches, "the watch is there")
+            fake.positions = [encode_position(Position(1, offsets)) for offsets in ({0: 5, 1: 5}, {0: 6, 1: 4}, {0: 6, 1: 6})]
+            fake.updates.put_nowait(fake.update(a=1, b=1))
+            assert await first == {"a": 1, "b": 1}
+            fake.updates.put_nowait(fake.update(a=0, b=2))  # partition 0 is ahead, partition 1 is behind
+            fake.updates.put_nowait(fake.update(a=3))
+            async with asyncio.timeout(10):
+                update = await anext(updates)
+            assert {counts.entity: counts.followers for counts in update.counts} == {"a": 3, "b": 2}
+            assert {counts.freshness for counts in update.counts} == {update.freshness}
+            await updates.aclose()
+
+    run(test)
+
+
 def test_a_watch_that_cannot_be_ends() -> None:
     """A service without watches is an error, not a silence."""
 
@@ -242,11 +264,16 @@ def test_a_lost_watch_is_not_believed_when_it_is_back_behind() -> None:
             fake.updates.put_nowait(None)  # the stream ends
             # Who takes a step is open: the next look, or the watch that is to be made again.
             await until(lambda: len(fake.watches) == 2 or steps.step(), "it is watched again")
+            took: list[int] = []
+            cache: Any = client._transport._near
+            take = cache._feed.take
+            cache._feed.take = lambda update, now_s: (took.extend(one.followers for one in update.counts), take(update, now_s))
             fake.positions = [encode_position(Position(1, {}))]
             fake.updates.put_nowait(fake.update(a=3))
             fake.updates.put_nowait(fake.update(a=8))
             await _near(client, "a", 8)
             assert (await client.counts("a")).followers == 8
+            assert took == [8]
 
     run(test)
 

@@ -25,6 +25,7 @@ from watertower.client.answers import (
 from watertower.client.requests import event_messages, kind_name, metric_names, refuse_check, refuse_counts, refuse_page, refuse_watch
 from watertower.client.seen import Seen
 from watertower.client.transport import Transport
+from watertower.client.watching import forward_only
 from watertower.core.model import Kind, Metric
 from watertower.core.positions import Position
 from watertower.v1 import reader_pb2
@@ -190,12 +191,9 @@ class Calls(ABC):
         request = reader_pb2.WatchCountsRequest(entities=entities, metrics=metric_names(metrics))
         if interval_s is not None:
             request.interval.FromMicroseconds(round(interval_s * 1e6))
-        seen = self._watched()
-        async with contextlib.aclosing(self._transport.watch(request)) as updates:
+        async with contextlib.aclosing(forward_only(self._transport.watch(request), self._watched())) as updates:
             async for update in updates:
-                if seen.not_before(update.freshness.position):  # else it comes from a process that is behind
-                    seen.add(update.freshness.position)
-                    yield update
+                yield update
 
     async def _page(
         self, method: str, request: Any, id_of: Callable[[Any], str], max_staleness_s: float | None, timeout_s: float | None

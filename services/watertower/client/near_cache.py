@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from watertower.client.answers import Counts, Freshness, Update, covers, microseconds_of
+from watertower.client.answers import Counts, Freshness, Update, covers, microseconds_of, position_of
 from watertower.client.errors import ClientError
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Sleep
 from watertower.client.seen import Seen
+from watertower.client.watching import forward_only
 from watertower.core.model import Metric
 from watertower.core.positions import Position
 from watertower.ports import Clock
@@ -26,15 +27,12 @@ class _Feed:
         self.entities = frozenset(entities)
         self.counts: dict[str, Counts] = {}
         self.freshness: Freshness | None = None
-        self.seen = Seen()
         self.heard_s = 0.0
         self.task: asyncio.Task[None] | None = None
 
     def take(self, update: Update, now_s: float) -> None:
-        if self.seen.not_before(update.freshness.position):  # else it comes from a process that is behind
-            self.seen.add(update.freshness.position)
-            self.counts.update((counts.entity, counts) for counts in update.counts)
-            self.freshness, self.heard_s = update.freshness, now_s
+        self.counts.update((counts.entity, counts) for counts in update.counts)
+        self.freshness, self.heard_s = update.freshness, now_s
 
 
 class NearCache:
@@ -49,6 +47,7 @@ class NearCache:
         """`watch` all metrics of some entities."""
         self._watch, self._options, self._clock, self._sleep = watch, options, clock, sleep
         self._reads: dict[str, int] = {}  # since the last look
+        self._seen = Seen()  # of all feeds: one that takes over is not behind the one before
         self._feed: _Feed | None = None
         self._next: _Feed | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -68,7 +67,7 @@ class NearCache:
         freshness = feed.freshness
         if freshness.stale or self._clock.monotonic_s() - feed.heard_s > self._options.near_age_ms_max / 1e3:
             return None
-        if not covers(feed.seen.position, wanted):
+        if wanted is not None and not covers(position_of(freshness.position), wanted):
             return None
         if max_staleness_s is not None and not self._as_fresh(freshness, max_staleness_s):
             return None
@@ -108,7 +107,7 @@ class NearCache:
 
     async def _follow(self, feed: _Feed) -> None:
         try:
-            async for update in self._watch(sorted(feed.entities)):
+            async for update in forward_only(self._watch(sorted(feed.entities)), self._seen):
                 feed.take(update, self._clock.monotonic_s())
                 if feed is self._next:
                     old, self._feed, self._next = self._feed, feed, None

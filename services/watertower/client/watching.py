@@ -1,8 +1,10 @@
 """One watch that goes on over lost connections."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ from watertower.client.errors import Refusal, refusal_of
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Method, Peer, cancelled, closed
 from watertower.client.retries import wait_s
+from watertower.client.seen import Seen
 from watertower.core.model import Metric
 from watertower.v1 import reader_pb2
 
@@ -53,6 +56,22 @@ async def watch(
             raise peer.error(refusal)
         await peer.sleep(wait)
         number += 1
+
+
+async def forward_only(updates: AsyncGenerator[Update, None], seen: Seen) -> AsyncGenerator[Update, None]:
+    """The updates of a watch without those that take back something that was `seen`, which they move on.
+
+    Such an update comes from a process that is behind, as a rule the first one after a lost connection. What it says of an entity still
+    holds when that process has caught up, unless it says something newer by then: so it is kept, and comes with the next good update.
+    """
+    held: dict[str, Counts] = {}
+    async with contextlib.aclosing(updates):
+        async for update in updates:
+            held.update((counts.entity, counts) for counts in update.counts)
+            if seen.not_before(update.freshness.position):
+                seen.add(update.freshness.position)
+                yield Update(tuple(replace(counts, freshness=update.freshness) for counts in held.values()), update.freshness)
+                held.clear()
 
 
 def _update(entities: Sequence[str], metrics: Sequence[Metric], message: reader_pb2.WatchCountsResponse) -> Update:
