@@ -20,6 +20,9 @@ from watertower.core.model import Kind, Metric
 
 T = TypeVar("T")
 
+_ENDING_S = 1.0
+"""Seconds that calls have to end after their client has; they need none."""
+
 
 class _Loop:
     """An event loop in a daemon thread."""
@@ -28,14 +31,17 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="watertower-client", daemon=True)
         self._thread.start()
+        self._lock = threading.Lock()
         self._closed = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine on the loop; whoever is interrupted while waiting cancels it. Raises ClientClosed."""
-        if self._closed or threading.current_thread() is self._thread:
+        with self._lock:  # nothing may be begun on a loop that is about to end: it would be waited for without end
+            refused = self._closed or threading.current_thread() is self._thread
+            future = None if refused else asyncio.run_coroutine_threadsafe(work, self._loop)
+        if future is None:
             work.close()
             raise ClientClosed("the client is closed" if self._closed else "a call from the client's own thread would wait for itself")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -43,12 +49,25 @@ class _Loop:
             raise
 
     def close(self) -> None:
-        if not self._closed:
-            self.run(self._loop.shutdown_asyncgens())  # watches that nobody has closed
+        """Ends the loop when everything on it has ended. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        ending.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        # Calls that the end of the client has failed have yet to tell their threads.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        late = (await asyncio.wait(others, timeout=_ENDING_S))[1] if others else set()
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()  # watches that nobody has closed
 
 
 class SyncCalls:
