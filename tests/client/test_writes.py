@@ -278,6 +278,29 @@ def test_calls_collect_while_a_request_is_on_its_way() -> None:
     run(test)
 
 
+def test_what_is_full_or_freed_goes_at_once() -> None:
+    """A batch into which the next call does not fit, and one that waits when any request is answered: neither waits for its time."""
+
+    async def test() -> None:
+        async with served(batch_wait_ms_max=60_000, batch_items_max=3) as (fake, client):
+            gates = [asyncio.Event(), asyncio.Event()]
+            fake.on_record = lambda number, request: _until_set(gates[number]) if number < 2 else None
+            first = asyncio.create_task(client.follow("first", "b"))
+            await until(lambda: fake.records, "the first request is there")
+            pairs = [[Event(f"{name}{n}", Kind.FOLLOW, "b") for n in range(2)] for name in "pq"]
+            calls = [asyncio.create_task(client.record_many(pair)) for pair in pairs]
+            await until(lambda: len(fake.records) == 2, "the pair that is as good as full is there")
+            gates[1].set()
+            async with asyncio.timeout(10):
+                await asyncio.gather(*calls)
+            assert not first.done()
+            assert events_of(fake) == [["first"], ["p0", "p1"], ["q0", "q1"]]
+            gates[0].set()
+            await first
+
+    run(test)
+
+
 def test_requests_under_way_are_bounded() -> None:
     """batch_calls_max of them; the rest waits its turn."""
 
