@@ -6,7 +6,6 @@ import pytest
 
 from tests.calls import Event, follow, read_counts, reading, record, writing
 from watertower.testing.service import Service, wait_until
-from watertower.v1 import common_pb2, reader_pb2
 
 FOLLOWERS = 3
 """Of bob, once ann follows: two pages of the programs' size."""
@@ -32,10 +31,3 @@ def wait_followers(running: Service, wanted: int) -> None:
     """Waits until the service counts so many followers of bob, at least."""
     with reading(running.read_target) as stub:
         wait_until(lambda: read_counts(stub, ["bob"])[0][0]["followers"] >= wanted, f"bob has {wanted} followers")
-
-
-def waits_for_positions(running: Service) -> bool:
-    """Whether the service knows min_position. One that does says `satisfied` to a request that asks for nothing."""
-    with reading(running.read_target) as stub:
-        answer = stub.GetCounts(reader_pb2.GetCountsRequest(entity="bob", metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=5.0)
-    return bool(answer.freshness.satisfied)
