@@ -16,6 +16,9 @@ from watertower.backends import cassandra, cassandra_statements, cells
 from watertower.backends.cassandra import CassandraStore
 from watertower.backends.cassandra_edges import ActorRows
 from watertower.backends.cassandra_statements import Partition
+from watertower.client.batches import EventBatch as CallBatch
+from watertower.client.retries import RetryBudget
+from watertower.client.seen import Seen
 from watertower.codec import UndecodableRecord, record_id
 from watertower.core import fold as fold_module
 from watertower.core.fold import Flush, Touched
@@ -36,6 +39,7 @@ from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.log import SimulatedLogWriter
 from watertower.testing.simulator.replicas import ReplicatedStore
 from watertower.testing.simulator.world import Parts, World
+from watertower.v1 import writer_pb2
 
 ALARM = "no edge is ahead of its shards"
 COUNTS, COUNTS_END = "counts are of their position", "counts equal the log"
@@ -45,6 +49,7 @@ MEMORY, ANSWERS, ANSWERS_END = "memory is of its position", "answers are of thei
 AGE, BACK, NEGATIVE = "answers say how old they are", "positions never go back", "no count is negative"
 ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a wrong log is refused"
 NEEDS, STALE_AGE = "a satisfied answer has what was asked for", "nothing is served past its age"
+BUDGET, SESSION = "retries keep to their budget", "a session never goes backwards"
 ONE_READ = "one read of an entity at a time"
 UNDECODABLE, NEWER = "an undecodable record stops its partition", "no answer is newer than the log"
 
@@ -378,6 +383,25 @@ def aged_when_asked() -> list[tuple[Any, str, Any]]:
 FeedTail_aged: Callable[[FeedTail, Freshness], Freshness] = FeedTail.aged
 
 
+# --- the client
+
+
+def retry_at_will(budget: RetryBudget) -> bool:
+    return True
+
+
+def stamped_anew(batch: CallBatch) -> writer_pb2.RecordEventsRequest:
+    """A retry carries another moment than the attempt before."""
+    request = _request(batch)
+    stamps = vars(batch).setdefault("attempts", itertools.count())
+    for event in request.events:
+        event.occurred_at.nanos = (event.occurred_at.nanos + next(stamps) * 1_000) % 1_000_000_000
+    return request
+
+
+_request = CallBatch.request
+
+
 # --- ingest
 
 
@@ -491,5 +515,8 @@ PLANTS = [
     Plant("a claim made after the look", {ANSWERS}, patches=[(QueryService, "_look", claimed_afterwards)]),
     Plant("standing in at any age", {STALE_AGE}, patches=[(CountsCache, "may_stand_in", lambda cache, entry, _: entry.epoch >= 0)]),
     Plant("a read for each caller", {ONE_READ}, patches=[(CountsCache, "under_way", lambda cache, entity: None)]),
+    Plant("retries without a budget", {BUDGET}, patches=[(RetryBudget, "take", retry_at_will)]),
+    Plant("a stamp for each attempt", {ACKNOWLEDGED}, patches=[(CallBatch, "request", stamped_anew)]),
+    Plant("a session that takes any answer", {SESSION}, patches=[(Seen, "included_in", lambda seen, token: True)]),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
 ]

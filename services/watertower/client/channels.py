@@ -1,6 +1,12 @@
 """How a client connects."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import grpc
+
+Connect: TypeAlias = Callable[[str, grpc.ChannelCredentials | None], Any]
+"""Gives a channel to a target: a grpc.aio.Channel, or what has as much of one as the stubs use."""
 
 KEEPALIVE_MS = 20_000
 """ms without a sign of the server, while a call is under way, after which it is asked for one: a lost host is noticed."""

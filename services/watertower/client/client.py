@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 import grpc
 
 from watertower.client.calls import Answer, Calls
+from watertower.client.channels import Connect, open_channel
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Sleep
 from watertower.client.seen import Seen
@@ -39,9 +40,10 @@ class Client(Calls):
         clock: Clock | None = None,
         rng: random.Random | None = None,
         sleep: Sleep = asyncio.sleep,
+        connect: Connect = open_channel,
     ) -> None:
         """Targets are HOST:PORT, or whatever gRPC resolves; the addresses of a name take turns. Connects at the first call. `credentials`
-        are for TLS; `clock`, `rng` and `sleep` for tests. Raises RuntimeError outside of a running event loop."""
+        are for TLS; `clock`, `rng`, `sleep` and `connect` for tests. Raises RuntimeError outside of a running event loop."""
         asyncio.get_running_loop()  # gRPC would take any loop, and hang in a later one
         super().__init__(
             Transport(
@@ -52,6 +54,7 @@ class Client(Calls):
                 clock or SystemClock(),
                 rng or random.SystemRandom(),
                 sleep,
+                connect,
             )
         )
 

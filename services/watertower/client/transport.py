@@ -10,7 +10,7 @@ import grpc
 from watertower.client.answers import ALL_METRICS, Counts, Update, position_of
 from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch, EventBatch, Events
 from watertower.client.batching import Batcher
-from watertower.client.channels import open_channel
+from watertower.client.channels import Connect
 from watertower.client.errors import ClientClosed, InvalidRequest
 from watertower.client.near_cache import NearCache
 from watertower.client.options import ClientOptions
@@ -35,11 +35,12 @@ class Transport:
         clock: Clock,
         rng: random.Random,
         sleep: Sleep,
+        connect: Connect,
     ) -> None:
         self.options, self.clock = options, clock
         self.stamps = Stamps(clock)
         self._rng = rng
-        self._channels = [open_channel(target, credentials) for target in (write_target, read_target)]
+        self._channels = [connect(target, credentials) for target in (write_target, read_target)]
         self._writer, self._reader = (Peer(target, options, clock, rng, sleep) for target in (write_target, read_target))
         self._stub = reader_pb2_grpc.EngagementReaderStub(self._channels[1])
         record = writer_pb2_grpc.EngagementWriterStub(self._channels[0]).RecordEvents

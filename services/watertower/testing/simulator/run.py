@@ -25,6 +25,7 @@ from watertower.testing.simulator.log import SimulatedLogReader
 from watertower.testing.simulator.processes import PROJECTORS, IngestNode, Node, ProjectorNode, QueryNode, reached
 from watertower.testing.simulator.reference import METRICS_OF_KIND
 from watertower.testing.simulator.replicas import progress_write
+from watertower.testing.simulator.users import Users
 from watertower.testing.simulator.watchers import Watchers
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World, events_in
 from watertower.v1 import reader_pb2
@@ -131,12 +132,14 @@ async def _day(world: World, scenario: Scenario) -> None:
     reading = [world.spawn(readers.run(n)) for n in range(3)]
     if world.cassandra:
         reading.append(world.spawn(readers.run_lists()))
-    watchers = Watchers(world, queries)
+    watchers, users = Watchers(world, queries), Users(world, ingests, queries)
     reading += [world.spawn(watchers.run(n)) for n in range(2)]
+    using = world.spawn(users.run(0))
     observer = world.spawn(_observe(world, queries))
     nemesis = world.spawn(_nemesis(world, ingests, projectors, queries))
     await asyncio.gather(*calling)
     await callers.redelivered()
+    using.cancel()
     await asyncio.sleep(10.0)
 
     world.trace.say("day", "the faults are over")
