@@ -95,6 +95,9 @@ class QuerySettings(_Section):
 
     model_config = SettingsConfigDict(env_prefix="WATERTOWER_QUERY_")
 
+    server: Literal["grpcio", "native"] = Field(
+        "grpcio", description="the gRPC server; native is faster and has fewer limits: behind a mesh or on loopback only"
+    )
     message_bytes_max: Positive = Field(1_048_576, description="bytes of one request; a larger one is refused by the transport")
     cache_entities_max: Positive = Field(100_000, description="entities kept in memory; the least recently read goes first")
     cache_age_ms_max: Milliseconds = Field(

@@ -1,8 +1,8 @@
 """gRPC as every process serves it: a handler that turns refusals into rich errors, and a server with health and reflection."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Never, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Never, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -29,7 +29,21 @@ ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.3
 """How long before its deadline a call is told that a back end has not answered: this share of the time that it has left, so many seconds
 at most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
 
-Method: TypeAlias = "tuple[type[Message], Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | bytes]]]"
+
+class CallContext(Protocol):
+    """What a method may ask about its call, whichever server it came through."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline; None where there is none."""
+
+    def invocation_metadata(self) -> Iterable[Any] | None:
+        """Pairs of a key and a value: str, or bytes where the key ends in `-bin`."""
+
+    def peer(self) -> str:
+        """Whose connection it is, as in `ipv4:127.0.0.1:50000`."""
+
+
+Method: TypeAlias = "tuple[type[Message], Callable[[Any, CallContext], Awaitable[Message | bytes]]]"
 """The type of the request, and what answers it: with a message or, for a hot path, with the bytes of one."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -140,7 +154,7 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1_000)
 
 
-class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the package ships no types
+class Health(health_aio.HealthServicer):  # type: ignore[misc] # the package ships no types
     """Health, whose watchers do not hold up the end of the server."""
 
     def __init__(self) -> None:
@@ -179,7 +193,7 @@ class RpcServer:
         self._handlers = handlers
         self._services = services
         self._message_bytes_max = message_bytes_max
-        self._health = _Health()
+        self._health = Health()
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -194,15 +208,10 @@ class RpcServer:
         server.add_generic_rpc_handlers(tuple(self._handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
-        host = f"[{self._host}]" if ":" in self._host and not self._host.startswith("[") else self._host
-        address = f"{host}:{self._port}"
         try:
-            port = server.add_insecure_port(address)
+            port = server.add_insecure_port(self._address())
         except RuntimeError as error:
-            raise AddressTaken(
-                f"cannot listen on {address}: the port is taken, or the address is not one of this machine; "
-                "stop what holds the port, or take another"
-            ) from error
+            raise self._address_taken() from error
         await self._say(HealthCheckResponse.NOT_SERVING)
         await server.start()
         self._server = server
@@ -221,6 +230,16 @@ class RpcServer:
             await self._say(HealthCheckResponse.NOT_SERVING)
             self._health.end_watches()
             await server.stop(grace_s)
+
+    def _address(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host and not self._host.startswith("[") else self._host
+        return f"{host}:{self._port}"
+
+    def _address_taken(self) -> AddressTaken:
+        return AddressTaken(
+            f"cannot listen on {self._address()}: the port is taken, or the address is not one of this machine; "
+            "stop what holds the port, or take another"
+        )
 
     async def _say(self, status: int) -> None:
         for service in ("", *self._services):

@@ -6,13 +6,16 @@ from contextlib import ExitStack
 import structlog
 
 from watertower.config import QuerySettings, ServiceSettings
-from watertower.errors import BackendRefused
+from watertower.errors import BackendRefused, StartRefused
 from watertower.query.service import SERVICE, QueryService
 from watertower.role import Role
 from watertower.rpc import RpcServer
 
 EXIT_FAILED = 1
 """Exit code where a restart may help."""
+
+NOT_IN_NATIVE = ("calls_pending_", "connection_", "connections_", "handshake_", "ping_interval_", "receive_", "tls_")
+"""How the names of settings begin that only grpcio can do."""
 
 
 class QueryProcess:
@@ -35,13 +38,7 @@ class QueryProcess:
         return 0
 
     async def _serve(self, role: Role) -> None:
-        server = RpcServer(
-            self._settings.read_host,
-            self._settings.read_port,
-            [self._service.handler()],
-            [SERVICE],
-            message_bytes_max=self._limits.message_bytes_max,
-        )
+        server = server_of(self._service, self._settings, self._limits)
         stop = role.stopping.event()
         try:
             await self._service.start()  # before anybody can ask; where it fails, another attempt finds the port free
@@ -58,3 +55,26 @@ class QueryProcess:
             await self._service.stop()
         if self._service.failed.done():
             self._service.failed.result()
+
+
+def server_of(service: QueryService, settings: ServiceSettings, limits: QuerySettings) -> RpcServer:
+    """The server that is set. Raises StartRefused where it is not installed, or lacks what another setting asks for."""
+    if limits.server == "grpcio":
+        return RpcServer(settings.read_host, settings.read_port, [service.handler()], [SERVICE], limits.message_bytes_max)
+    lacking = [f"query_{name}" for name in limits.model_fields_set if name.startswith(NOT_IN_NATIVE)]
+    if lacking:
+        raise StartRefused(
+            f"query_server=native cannot do what is set by {', '.join(sorted(lacking))}; unset that, or set query_server=grpcio"
+        )
+    try:
+        from watertower.rpc_native import NativeRpcServer
+    except ModuleNotFoundError as error:
+        raise StartRefused("query_server=native needs the package pygrpc-native: pip install 'watertower[native]'") from error
+    return NativeRpcServer(
+        settings.read_host,
+        settings.read_port,
+        [service.handler()],
+        [SERVICE],
+        limits.message_bytes_max,
+        {f"/{SERVICE}/GetCounts": service.get_counts_now},
+    )
