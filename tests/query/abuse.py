@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
+import grpc
+
 from tests.query.frames import (
     DATA,
     END_HEADERS,
@@ -127,7 +129,6 @@ def pings(port: int, seconds: float) -> None:
 def oversized(port: int, seconds: float, megabytes: int = 16) -> None:
     """Requests of many times the limit, as a client would send them: within the windows that the server gives."""
     until = time.monotonic() + seconds
-    import grpc
 
     while time.monotonic() < until:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, suppress(grpc.RpcError):
