@@ -43,8 +43,8 @@ KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 """A connection that was silent for so long is pinged, and closed when it does not answer in time. There is no other end for one whose
 client is gone without a word."""
 
-IO_THREADS = 2
-"""Threads of the transport."""
+IO_THREADS = 1
+"""Threads of the transport. One carries more calls than one interpreter answers."""
 
 WRITE_RETRY_FIRST_S, WRITE_RETRY_S_MAX = 0.001, 0.064
 """When a stream's client is behind, the next attempt to write comes after so long, at first and at most. (The transport does not tell
@@ -138,7 +138,6 @@ class NativeRpcServer(RpcServer):
         self._methods: list[_Method] = []
         self._calls: dict[int, _Call] = {}
         self._front: NativeGrpcFront | None = None
-        self._taken = threading.Semaphore(0)
         self._refusing = False
         self._behind: grpc.aio.Server | None = None
         self._socket_folder: str | None = None
@@ -185,7 +184,6 @@ class NativeRpcServer(RpcServer):
         if self._behind is not None:
             await self._behind.stop(0)
         await asyncio.to_thread(front.close)
-        self._taken.release()
         if self._socket_folder is not None:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
@@ -213,13 +211,12 @@ class NativeRpcServer(RpcServer):
         front.set_fallback(str(socket))
 
     def _wait_for_calls(self, front: NativeGrpcFront, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread of its own. It wakes the event loop for the first of the calls; those after it are taken by the loop itself."""
+        """In a thread of its own: hands over what has come. While the event loop is busy it waits for the interpreter, and more comes."""
         while (events := front.recv_batch_details(BATCH_CALLS_MAX)) is not None:
             try:
                 loop.call_soon_threadsafe(self._take, front, events)
             except RuntimeError:  # the loop was closed without a stop
                 return
-            self._taken.acquire()
 
     def _take(self, front: NativeGrpcFront, events: Sequence[Any]) -> None:
         for kind, number, method, payload, _, details in events:
@@ -227,11 +224,6 @@ class NativeRpcServer(RpcServer):
                 self._begin(front, number, self._methods[method], payload, details)
             elif (call := self._calls.get(number)) is not None and call.task is not None:
                 call.task.cancel()  # its client is gone, or its deadline passed
-        more = front.recv_batch_details(BATCH_CALLS_MAX, 0)
-        if more:
-            asyncio.get_running_loop().call_soon(self._take, front, more)
-        else:
-            self._taken.release()
 
     def _begin(self, front: NativeGrpcFront, number: int, method: _Method, payload: bytes, details: Any) -> None:
         if len(payload) > self._message_bytes_max:
