@@ -8,11 +8,10 @@ their age, and no `grpc-retry-pushback-ms`. The module needs the extra `native`;
 """
 
 import asyncio
-import shutil
-import tempfile
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Never, TypeAlias
 
 import grpc
@@ -119,7 +118,7 @@ class _Call:
 
 
 class NativeRpcServer(RpcServer):
-    """An RpcServer on pygrpc-native. Unary and server-streaming methods; reflection comes from a grpcio server behind it."""
+    """An RpcServer on pygrpc-native. Unary and server-streaming methods; on Linux, reflection from a grpcio server behind it."""
 
     def __init__(
         self,
@@ -140,7 +139,6 @@ class NativeRpcServer(RpcServer):
         self._front: NativeGrpcFront | None = None
         self._refusing = False
         self._behind: grpc.aio.Server | None = None
-        self._socket_folder: str | None = None
 
     async def start(self) -> int:
         """Listens; the port. Raises AddressTaken where that is not possible."""
@@ -161,7 +159,8 @@ class NativeRpcServer(RpcServer):
         self._front = front
         self._methods = self._served()
         front.add_methods([(method.path, method.handler.response_streaming) for method in self._methods])
-        await self._start_behind(front)
+        if sys.platform == "linux":
+            await self._start_behind(front)
         await self._say(HealthCheckResponse.NOT_SERVING)
         front.start()
         threading.Thread(target=self._wait_for_calls, args=(front, asyncio.get_running_loop()), name="native-calls", daemon=True).start()
@@ -184,8 +183,6 @@ class NativeRpcServer(RpcServer):
         if self._behind is not None:
             await self._behind.stop(0)
         await asyncio.to_thread(front.close)
-        if self._socket_folder is not None:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _served(self) -> list[_Method]:
         """Every method of every service, with what answers it."""
@@ -202,13 +199,13 @@ class NativeRpcServer(RpcServer):
 
     async def _start_behind(self, front: NativeGrpcFront) -> None:
         """Reflection has a stream of requests, which the transport forwards to a grpcio server, and so whatever it does not know."""
-        self._socket_folder = tempfile.mkdtemp(prefix="watertower-")
-        socket = Path(self._socket_folder) / "behind"
+        # In Linux's abstract namespace nothing is left behind by a process that is killed.
+        name = f"watertower-{os.getpid()}-{front.bound_port}"
         self._behind = grpc.aio.server(options=[("grpc.max_receive_message_length", self._message_bytes_max)])
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], self._behind)
-        self._behind.add_insecure_port(f"unix:{socket}")
+        self._behind.add_insecure_port(f"unix-abstract:{name}")
         await self._behind.start()
-        front.set_fallback(str(socket))
+        front.set_fallback(f"\0{name}")
 
     def _wait_for_calls(self, front: NativeGrpcFront, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread of its own: hands over what has come. While the event loop is busy it waits for the interpreter, and more comes."""

@@ -64,7 +64,7 @@ func main() {
 			defer wait.Done()
 			channel := channels[caller%len(channels)]
 			var answer []byte
-			for number := caller; ; number++ {
+			for number := caller * len(bodies) / *callers; ; number++ { // each at a place of its own
 				body := bodies[number%len(bodies)]
 				asked := time.Now()
 				if asked.After(until) {
