@@ -236,6 +236,12 @@ class NativeRpcServer(RpcServer):
             loop = asyncio.get_running_loop()
             call = self._calls[number] = _Call(front, number, payload, details, loop.time)
             call.task = loop.create_task(self._answer(front, call, method))
+            call.task.add_done_callback(lambda _: self._ended(call))  # no `finally`: a task that is cancelled at once never begins
+
+    def _ended(self, call: _Call) -> None:
+        del self._calls[call.number]
+        for callback in call.on_done:
+            callback(call)
 
     def _now(self, method: _Method, payload: bytes) -> bytes | None:
         try:
@@ -264,10 +270,6 @@ class NativeRpcServer(RpcServer):
         except Exception:
             self._log.exception("call_failed", method=method.path)
             front.fail(call.number, grpc.StatusCode.INTERNAL.value[0], "internal error")
-        finally:
-            del self._calls[call.number]
-            for callback in call.on_done:
-                callback(call)
 
     def _fail(self, front: NativeGrpcFront, number: int, error: _Aborted) -> None:
         # The transport refuses names of gRPC's own, but for the details: the pushback stays behind, and RetryInfo says the same.

@@ -7,9 +7,22 @@ from typing import Any
 import grpc
 import pytest
 from pydantic import Field
+from pygrpc_native import EVENT_CALL
 
 from tests.query.fakes import FakeStore
-from tests.query.frames import SETTINGS, Connection
+from tests.query.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GET_COUNTS,
+    HEADERS,
+    RESET,
+    SETTINGS,
+    Connection,
+    frame,
+    headers,
+    message,
+)
 from tests.query.serving import served, until
 from tests.query.test_servers import SOME, Stub, code_of, stubbed, unary
 from tests.query.test_service import FOLLOWERS, filled
@@ -92,6 +105,34 @@ def test_calls_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
             go.set()
             assert [await one for one in held] == [b"a", b"b"]
             assert await call(b"d") == b"d"
+
+    asyncio.run(run())
+
+
+def test_calls_that_are_over_before_they_begin_leave_nothing_behind() -> None:
+    """Cancelled in the same breath, while the store hangs: none of them counts as under way afterwards."""
+
+    async def run() -> None:
+        async with served(filled()) as s:
+            s.store.open.clear()
+
+            def attack() -> None:
+                with Connection(s.port) as connection:
+                    body = message(pb.GetCountsRequest(entity="late", metrics=[FOLLOWERS]).SerializeToString())
+                    for stream in range(1, 200, 2):
+                        head = frame(HEADERS, END_HEADERS, stream, headers(GET_COUNTS))
+                        connection.send(head + frame(DATA, END_STREAM, stream, body))
+                    for stream in range(1, 200, 2):
+                        connection.send(frame(RESET, 0, stream, bytes((0, 0, 0, 8))))
+
+            take: Any = s.server._take  # type: ignore[attr-defined] # of NativeRpcServer
+            held: list[Any] = []
+            s.server._take = lambda front, events: held.extend(events)  # type: ignore[attr-defined] # the same
+            await asyncio.to_thread(attack)
+            await until(lambda: len(held) > 1 and 2 * [kind for kind, *_ in held].count(EVENT_CALL) == len(held))
+            take(s.server._front, held)  # type: ignore[attr-defined] # the calls and what ends them, in one turn
+            assert s.server._calls  # type: ignore[attr-defined] # the same
+            await until(lambda: not s.server._calls)  # type: ignore[attr-defined] # the same
 
     asyncio.run(run())
 
