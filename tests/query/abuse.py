@@ -94,7 +94,7 @@ def garbage(port: int, seconds: float) -> None:
                     pass
 
 
-def slow_readers(port: int, seconds: float, connections: int = 20, calls: int = 100) -> None:
+def slow_readers(port: int, seconds: float, connections: int = 10, calls: int = 50) -> None:
     """Callers that ask for large pages and read nothing: 134 KB are made for each call, and wait."""
     with ExitStack() as stack:
         for _ in range(connections):

@@ -15,6 +15,7 @@ from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc
 pytestmark = pytest.mark.slow
 
 ABUSE_S = 3.0
+ANSWER_S_MAX = 20.0
 MEMORY_MB_MAX = 300
 """What an abused process may come to hold; it starts at 70."""
 
@@ -22,8 +23,8 @@ STAR = reader_pb2.GetCountsRequest(entity="star", metrics=[common_pb2.METRIC_FOL
 
 
 def ask(stub: Any) -> int:
-    """Asks until it is answered; how often it was refused before. Fails after 5 s."""
-    until, refused = time.monotonic() + 5, 0
+    """Asks until it is answered; how often it was refused before. Fails after ANSWER_S_MAX."""
+    until, refused = time.monotonic() + ANSWER_S_MAX, 0
     while True:
         try:
             assert stub.GetCounts(STAR, timeout=until - time.monotonic(), wait_for_ready=True).values[0] == 42
@@ -38,7 +39,7 @@ def ask(stub: Any) -> int:
 
 @pytest.mark.parametrize("kind", abuse.KINDS, ids=lambda kind: kind.__name__)
 def test_others_are_served_meanwhile(each_server: str, kind: Callable[[int, float], None]) -> None:
-    """A good caller, on one connection and on new ones, is answered within 5 s throughout, if need be when it repeats its call, and at
+    """A good caller, on one connection and on new ones, is answered within 20 s throughout, if need be when it repeats its call, and at
     once afterwards; memory stays bounded."""
     with alone(each_server) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         steady = reader_pb2_grpc.EngagementReaderStub(channel)
