@@ -64,7 +64,7 @@ def test_others_are_served_meanwhile(each_server: str, kind: Callable[[int, floa
         attacker.join()
         assert not failed
         assert answered > 1
-        assert steady.GetCounts(STAR, timeout=5).values[0] == 42
+        ask(steady)
         print(f"{kind.__name__} on {each_server}: {server.rss_mb(peak=True):.0f} MB at most, {answered} answers, {repeated} calls repeated")
         assert server.rss_mb(peak=True) < MEMORY_MB_MAX
 
