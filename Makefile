@@ -36,7 +36,7 @@ types: setup
 	$(BIN)/mypy
 
 fast: setup
-	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/contract tests/ingest tests/query tests/cli tests/projector
+	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/contract tests/ingest tests/query tests/cli tests/client tests/projector tests/languages
 
 stubs: setup ## generate the API stubs from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services --grpc_python_out=services proto/watertower/v1/*.proto

@@ -27,7 +27,7 @@ import grpc
 from tests.query.fakes import FakeStore
 
 from watertower.clock import SystemClock
-from watertower.config import QuerySettings, ServiceSettings
+from watertower.config import QuerySettings
 from watertower.core.model import Metric
 from watertower.query.process import server_of
 from watertower.query.service import SERVICE, QueryService
@@ -160,7 +160,7 @@ async def serve(kind: str) -> None:
     else:
         if kind == "native, tasks":
             vars(service)["get_counts_now"] = lambda data: None  # what this set-up is about
-        server = server_of(service, ServiceSettings(read_port=0), limits)
+        server = server_of(service, "127.0.0.1", 0, limits)
         port = await server.start()
     print(port, flush=True)
     await asyncio.Event().wait()

@@ -8,7 +8,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from watertower.cli.connection import RETRYABLE
+from watertower.client.errors import RETRYABLE
 from watertower.clock import SystemClock
 from watertower.core.positions import Position, decode_position
 from watertower.testing.service import NotInTime, wait_until

@@ -11,7 +11,7 @@ import grpc
 
 from tests.calls import CALL_S, CLOCK, Event, counts_request, reading, record, refusal, writing
 from tests.expected import Expected
-from watertower.cli.connection import RETRYABLE
+from watertower.client.errors import RETRYABLE
 from watertower.core.positions import Position, decode_position
 from watertower.testing.service import NotInTime
 from watertower.v1 import common_pb2, reader_pb2

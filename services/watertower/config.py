@@ -23,6 +23,9 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Positive = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[int, Field(gt=0, le=3_600_000)]
 
+WORKERS_MAX = 64
+"""Query processes on one port."""
+
 
 class _Section(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -48,11 +51,55 @@ class ServiceSettings(_Section):
         "auto", description="log lines as JSON or for people; auto: for people on a terminal"
     )
     shutdown_grace_ms: Milliseconds = Field(10_000, description="ms that a process may take to drain after SIGTERM")
+    drain_ms: Annotated[int, Field(ge=0, le=3_600_000)] = Field(
+        0,
+        description="ms after SIGTERM in which a server takes calls but says that it is not ready: what a load balancer takes to see it",
+    )
     restart_base_ms: Milliseconds = Field(200, description="ms before the first restart of a role that died; doubles, with full jitter")
     restart_cap_ms: Milliseconds = Field(10_000, description="ms before a restart of a role, at most")
 
 
-class IngestSettings(_Section):
+class ServerSettings(_Section):
+    """Limits of a gRPC server: the same names, with the prefix of each section that has one."""
+
+    calls_max: Positive = Field(
+        20_000, description="calls in the process at once, arriving and going out included; more are refused with CALLS_FULL"
+    )
+    calls_pending_max: Positive = Field(
+        1_000,
+        description="calls that the process has not turned to yet; the transport refuses some above that, and all above twice as many",
+    )
+    receive_ms_max: Milliseconds = Field(10_000, description="ms that a request may take to arrive; then REQUEST_LATE")
+    shed_first_ms: Milliseconds = Field(
+        100, description="ms that calls wait for the process from which bulk is shed with OVERLOADED; all of it at twice that"
+    )
+    shed_last_ms: Milliseconds = Field(
+        1_000, description="the same for what is shed last; the other classes of work lie between, at equal ratios"
+    )
+    retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")
+    connections_max: Positive = Field(10_000, description="connections at once; more are closed as they come")
+    streams_max: Positive = Field(100, description="calls at once on one connection; a client keeps more to itself")
+    metadata_bytes_max: Positive = Field(8_192, description="bytes of a call's metadata; a call with more is refused by the transport")
+    handshake_ms_max: Milliseconds = Field(10_000, description="ms in which a connection must have begun to speak HTTP/2")
+    connection_age_ms_max: Milliseconds = Field(
+        1_800_000, description="ms after which a connection is asked to end (less or more by up to a tenth), so that callers spread anew"
+    )
+    connection_age_grace_ms_max: Milliseconds = Field(60_000, description="ms for the calls on such a connection, then it is closed")
+    connection_idle_ms_max: Milliseconds = Field(300_000, description="ms without a call after which a connection is asked to end")
+    keepalive_ms: Milliseconds = Field(30_000, description="ms without a sign of life after which a client is pinged")
+    keepalive_timeout_ms: Milliseconds = Field(10_000, description="ms without an answer to that, then the connection is closed")
+    ping_interval_ms_min: Milliseconds = Field(
+        10_000, description="ms between two pings of a client; for one that pings more often, the third time, the connection is closed"
+    )
+
+    @model_validator(mode="after")
+    def _shed_in_order(self) -> Self:
+        if self.shed_last_ms < self.shed_first_ms:
+            raise ValueError(f"shed_last_ms: {self.shed_last_ms} is less than shed_first_ms, {self.shed_first_ms}")
+        return self
+
+
+class IngestSettings(ServerSettings):
     """Limits of the write side."""
 
     model_config = SettingsConfigDict(env_prefix="WATERTOWER_INGEST_")
@@ -62,8 +109,11 @@ class IngestSettings(_Section):
     record_bytes_max: Positive = Field(921_600, description="bytes of ids in one log record, about")
     queue_events_max: Positive = Field(100_000, description="events waiting for the log; a call above that is shed with QUEUE_FULL")
     queue_bytes_max: Positive = Field(67_108_864, description="bytes of ids waiting for the log; a call above that is shed with QUEUE_FULL")
+    shed_first_ms: Milliseconds = Field(
+        500, description="ms that calls wait for the process from which bulk writes are shed with OVERLOADED; all of them at twice that"
+    )
+    shed_last_ms: Milliseconds = Field(5_000, description="the end of the thresholds; small writes are shed where the middle one lies")
     clock_ahead_ms_max: Milliseconds = Field(5_000, description="ms that occurred_at may be ahead of this process's clock")
-    retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")
     truncate_interval_ms: Milliseconds = Field(1_000, description="ms between two truncations of the log behind what is applied")
     nice: Annotated[int, Field(ge=0, le=19)] = Field(5, description="scheduling niceness: a surge of writes gives way to reads")
 
@@ -90,7 +140,7 @@ class ProjectorSettings(_Section):
     nice: Annotated[int, Field(ge=0, le=19)] = Field(10, description="scheduling niceness: a surge of writes gives way to reads")
 
 
-class QuerySettings(_Section):
+class QuerySettings(ServerSettings):
     """Limits of the read side."""
 
     model_config = SettingsConfigDict(env_prefix="WATERTOWER_QUERY_")
@@ -99,11 +149,20 @@ class QuerySettings(_Section):
         "grpcio", description="the gRPC server; native is faster and has fewer limits: behind a mesh or on loopback only"
     )
     message_bytes_max: Positive = Field(1_048_576, description="bytes of one request; a larger one is refused by the transport")
-    cache_entities_max: Positive = Field(100_000, description="entities kept in memory; the least recently read goes first")
+    cache_bytes_max: Positive = Field(
+        268_435_456, description="bytes of counts kept in memory, about; what was read longest ago goes first"
+    )
     cache_age_ms_max: Milliseconds = Field(
         60_000, description="ms after which an entry is loaded again, feed or not (less up to a fifth, at random)"
     )
     unknown_age_ms_max: Milliseconds = Field(1_000, description="ms that an unknown entity is remembered as zero")
+    stale_age_ms_max: Milliseconds = Field(
+        3_600_000, description="ms after its load up to which an entry may stand in, marked stale, while the store cannot be read"
+    )
+    freshness_wait_ms_max: Milliseconds = Field(
+        2_000, description="ms that a call waits to be as fresh as it asks (min_position, max_staleness); then it is told that it is not"
+    )
+    freshness_waiting_max: Positive = Field(10_000, description="calls that wait to be as fresh as they ask; above that none waits")
     loads_concurrent_max: Positive = Field(4, description="store reads under way at once")
     loads_waiting_max: Positive = Field(
         10_000, description="store reads waiting; a call above that is shed with READS_FULL; below 1,000 a cold batch may never fit"
@@ -111,9 +170,27 @@ class QuerySettings(_Section):
     load_wait_ms_max: Milliseconds = Field(
         1_000, description="ms that a read waits for the store where memory has the last known values; then it gives those, marked stale"
     )
+    warm_entities_max: Annotated[int, Field(ge=0)] = Field(
+        10_000,
+        description="entities, those read last, that the next start loads before it is ready; 0: none",
+    )
+    warm_file: Path | None = Field(
+        None, description="file for that; by default query-warm in the data folder, and without one (store=cassandra) nothing is kept"
+    )
+    warm_interval_ms: Milliseconds = Field(60_000, description="ms between two writes of that file; it is also written at the end")
+    warm_ms_max: Milliseconds = Field(10_000, description="ms that a start takes for loading, at most")
+    watch_interval_ms: Milliseconds = Field(200, description="ms between two messages of a watch, at least")
+    watch_heartbeat_ms: Milliseconds = Field(1_000, description="ms after which a watch without changes says how fresh it is")
+    watches_max: Positive = Field(1_000, description="watches open at once; above that WATCHES_FULL")
+    watches_per_caller_max: Positive = Field(100, description="watches open at once of one address; above that WATCHES_FULL")
+    watched_entities_max: Positive = Field(100_000, description="entities in all open watches; above that WATCHES_FULL")
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
     stale_after_ms: Milliseconds = Field(10_000, description="ms that as_of may lie behind before answers are marked stale")
-    retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")
+    workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = Field(1, description="query processes on the one port")
+    store_calls_max: Positive = Field(
+        64, description="calls of one method that reads the store under way at once; the next ones wait in order"
+    )
+    store_queue_ms_max: Milliseconds = Field(500, description="ms that such a call waits for its turn; then CALLS_FULL")
     nice: Annotated[int, Field(ge=0, le=19)] = Field(0, description="scheduling niceness")
 
 
@@ -293,6 +370,7 @@ _NOT_SETTINGS = {
     "WATERTOWER_TEST_SEED",
     "WATERTOWER_FAILPOINTS",
     "WATERTOWER_NOTIFY_FD",
+    "WATERTOWER_SHARED_PORT",
     "WATERTOWER_WRITE_TARGET",
     "WATERTOWER_READ_TARGET",
 }

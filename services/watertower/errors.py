@@ -69,12 +69,20 @@ class Reason(Enum):
     # pages
     PAGE_SIZE = _Entry(Status.INVALID_ARGUMENT, "must be 0 (the default, 100) to 1000")
     PAGE_TOKEN_INVALID = _Entry(Status.INVALID_ARGUMENT, "must be the unchanged next_page_token of the same request")
+    # how fresh, how often
+    MIN_POSITION_INVALID = _Entry(Status.INVALID_ARGUMENT, "must be a write token, or the position of an answer, of this service")
+    MAX_STALENESS_INVALID = _Entry(Status.INVALID_ARGUMENT, "must be a valid Duration of at least 1 microsecond")
+    INTERVAL_INVALID = _Entry(Status.INVALID_ARGUMENT, "must be a valid Duration of 1 microsecond to 60 s")
     # not the caller's fault
     QUEUE_FULL = _Entry(Status.RESOURCE_EXHAUSTED, "the queue for the log is full; repeat the call later")
     READS_FULL = _Entry(Status.RESOURCE_EXHAUSTED, "too many store reads are waiting; repeat the call later")
+    OVERLOADED = _Entry(Status.RESOURCE_EXHAUSTED, "the process cannot keep up with its calls; repeat the call later")
+    CALLS_FULL = _Entry(Status.RESOURCE_EXHAUSTED, "too many calls are under way or waiting; repeat the call later")
+    WATCHES_FULL = _Entry(Status.RESOURCE_EXHAUSTED, "too many watches are open, of this caller or of all; repeat the call later")
     LOG_UNAVAILABLE = _Entry(Status.UNAVAILABLE, "the log cannot be written now; repeat the call later")
     STORE_UNAVAILABLE = _Entry(Status.UNAVAILABLE, "the store cannot be read now; repeat the call later")
     DEADLINE_PASSED = _Entry(Status.DEADLINE_EXCEEDED, "the deadline passed while the call waited; repeat the call with more time")
+    REQUEST_LATE = _Entry(Status.DEADLINE_EXCEEDED, "the request did not arrive in time; send it without pauses")
     STOPPING = _Entry(Status.UNAVAILABLE, "the service is stopping; repeat the call, it will reach another process")
 
     @property

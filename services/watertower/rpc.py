@@ -1,7 +1,9 @@
 """gRPC as every process serves it: a handler that turns refusals into rich errors, and a server with health and reflection."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Never, Protocol, TypeAlias
 
 import grpc
@@ -17,7 +19,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
+from watertower.admission import Admission, Gate
+from watertower.config import ServerSettings
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
+from watertower.transport import Probe, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -46,6 +51,10 @@ class CallContext(Protocol):
 Method: TypeAlias = "tuple[type[Message], Callable[[Any, CallContext], Awaitable[Message | bytes]]]"
 """The type of the request, and what answers it: with a message or, for a hot path, with the bytes of one."""
 
+Answers: TypeAlias = "Callable[[Any, CallContext], AsyncGenerator[bytes, None]]"
+Stream: TypeAlias = "tuple[type[Message], Answers]"
+"""The type of the request, and what answers it, again and again, with the bytes of messages."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -55,59 +64,130 @@ def patience_s(left_s: float) -> float:
 
 
 def service_handler(
-    service: str, methods: Mapping[str, Method], log: FilteringBoundLogger, *, unavailable: Reason, retry_after_s: float
+    service: str,
+    methods: Mapping[str, Method],
+    log: FilteringBoundLogger,
+    *,
+    unavailable: Reason,
+    retry_after_s: float,
+    streams: Mapping[str, Stream] | None = None,
+    admission: Admission | None = None,
 ) -> grpc.GenericRpcHandler:
-    """The unary methods (by name) of one service (by its full name).
+    """The methods (by name) of one service (by its full name): with one answer, and with a stream of them.
 
     A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
-    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was.
+    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    refusals, doors = _Refusals(log, unavailable, retry_after_s), _Doors(admission)
     for name, (request_type, answer) in methods.items():
-        behaviour = _behaviour(f"{service}/{name}", answer, log, unavailable, retry_after_s)
-        handlers[name] = grpc.unary_unary_rpc_method_handler(
-            behaviour, request_deserializer=_parser(request_type), response_serializer=None
-        )
+        behaviour = _behaviour(f"{service}/{name}", _parser(request_type), answer, refusals, doors)
+        # To the caller it is a unary method. Taken as a stream of one request, it is in our hands before the request has arrived.
+        handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour, request_deserializer=None, response_serializer=None)
+    for name, (request_type, answers) in (streams or {}).items():
+        stream = _stream(f"{service}/{name}", _parser(request_type), answers, refusals, doors)
+        handlers[name] = grpc.stream_stream_rpc_method_handler(stream, request_deserializer=None, response_serializer=None)
     return grpc.method_handlers_generic_handler(service, handlers)
 
 
-def _parser(request_type: type[Message]) -> Callable[[bytes], Message | None]:
-    """A deserializer that gives None for bytes that are no such message. (An error here would become INTERNAL: not the caller's fault.)"""
+def _parser(request_type: type[Message]) -> Callable[[bytes], Message]:
     parse = request_type.FromString
 
-    def parse_or_none(data: bytes) -> Message | None:
+    def parse_or_refuse(data: bytes) -> Message:
         try:
             return parse(data)
         except Exception:  # whatever the parser dislikes, the bytes are at fault
-            return None
+            raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)]) from None
 
-    return parse_or_none
+    return parse_or_refuse
+
+
+class _Doors:
+    """How calls come in. Without an admission, all do."""
+
+    def __init__(self, admission: Admission | None) -> None:
+        self._admission = admission
+        # The published type of a callback takes no argument; it is given the context.
+        self._depart: Any = None if admission is None else admission.depart
+
+    async def receive(self, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+        """The bytes of the request. Raises CallRefused."""
+        if self._admission is None:
+            return await receive(context)
+        self._admission.arrive()
+        context.add_done_callback(self._depart)
+        return await self._admission.receiving.receive(context)
+
+    async def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> Gate | None:
+        """What the call has to leave when its work is done. Raises CallRefused."""
+        if self._admission is None:
+            return None
+        left_s: float | None = context.time_remaining()
+        return await self._admission.enter(name.rpartition("/")[2], request_bytes, math.inf if left_s is None else left_s)
+
+
+class _Refusals:
+    """Ends calls that failed, as their callers should hear of it."""
+
+    def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float) -> None:
+        self._log, self._unavailable, self._retry_after_s = log, unavailable, retry_after_s
+
+    async def refuse(self, name: str, error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, CallRefused):
+            await _abort(context, error)
+        if isinstance(error, BackendUnavailable | BackendRefused):
+            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
+            self._log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
+            await _abort(context, CallRefused(self._unavailable, retry_after_s=self._retry_after_s))
+        self._log.error("call_failed", method=name, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
 
 def _behaviour(
     name: str,
+    parse: Callable[[bytes], Message],
     answer: Callable[[Any, Any], Awaitable[Message | bytes]],
-    log: FilteringBoundLogger,
-    unavailable: Reason,
-    retry_after_s: float,
+    refusals: _Refusals,
+    doors: _Doors,
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
-    async def behaviour(request: Message | None, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+    async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
-            if request is None:
-                raise CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])
-            response = await answer(request, context)
-            return response if isinstance(response, bytes) else response.SerializeToString()
-        except CallRefused as error:
-            return await _abort(context, error)
-        except (BackendUnavailable, BackendRefused) as error:
-            # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
-            log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
-            return await _abort(context, CallRefused(unavailable, retry_after_s=retry_after_s))
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            log.exception("call_failed", method=name)
-            return await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+            data = await doors.receive(context)
+            gate = await doors.enter(name, len(data), context)
+            try:
+                response = await answer(parse(data), context)
+                return response if isinstance(response, bytes) else response.SerializeToString()
+            finally:
+                if gate is not None:
+                    gate.leave()
+        except Exception as error:
+            await refusals.refuse(name, error, context)
+
+    return behaviour
+
+
+def _stream(
+    name: str,
+    parse: Callable[[bytes], Message],
+    answers: Callable[[Any, Any], AsyncGenerator[bytes, None]],
+    refusals: _Refusals,
+    doors: _Doors,
+) -> Callable[[Any, Any], Awaitable[None]]:
+    async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        try:
+            data = await doors.receive(context)
+            gate = await doors.enter(name, len(data), context)
+            try:
+                async with aclosing(answers(parse(data), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)  # returns when there is room on the way to the caller
+            finally:
+                if gate is not None:
+                    gate.leave()
+        except Exception as error:
+            await refusals.refuse(name, error, context)
 
     return behaviour
 
@@ -154,7 +234,7 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1_000)
 
 
-class Health(health_aio.HealthServicer):  # type: ignore[misc] # the package ships no types
+class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the package ships no types
     """Health, whose watchers do not hold up the end of the server."""
 
     def __init__(self) -> None:
@@ -185,26 +265,31 @@ class RpcServer:
     """A gRPC server on one port, with health and reflection. Not ready until told so."""
 
     def __init__(
-        self, host: str, port: int, handlers: Sequence[grpc.GenericRpcHandler], services: Sequence[str], message_bytes_max: int
+        self,
+        host: str,
+        port: int,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        services: Sequence[str],
+        message_bytes_max: int,
+        limits: ServerSettings | None = None,
+        admission: Admission | None = None,
+        shared_port: bool = False,
     ) -> None:
-        """`port` 0 takes a free one; `services` are the full names behind `handlers`; `message_bytes_max` bounds a request."""
+        """`port` 0 takes a free one; `services` are the full names behind `handlers`; `message_bytes_max` bounds a request, `limits` the
+        connections. `admission` is told how long calls wait. `shared_port`: several processes listen on the port."""
         self._host = host
         self._port = port
         self._handlers = handlers
         self._services = services
-        self._message_bytes_max = message_bytes_max
-        self._health = Health()
+        self._options = listener_options(message_bytes_max, limits, shared_port)
+        self._probe = None if admission is None else Probe(admission.shedding.observe, admission.receiving.end_late)
+        self._health = _Health()
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listens; the port. Raises AddressTaken where that is not possible."""
-        options = [
-            # Off, or a second process would take half of the calls of the first instead of being refused.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", self._message_bytes_max),
-        ]
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(tuple(self._handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
@@ -213,7 +298,11 @@ class RpcServer:
         except RuntimeError as error:
             raise self._address_taken() from error
         await self._say(HealthCheckResponse.NOT_SERVING)
+        if self._probe is not None:
+            self._probe.listen(server)
         await server.start()
+        if self._probe is not None:
+            self._probe.start()
         self._server = server
         return port
 
@@ -229,6 +318,8 @@ class RpcServer:
         if server is not None:
             await self._say(HealthCheckResponse.NOT_SERVING)
             self._health.end_watches()
+            if self._probe is not None:
+                await self._probe.stop()
             await server.stop(grace_s)
 
     def _address(self) -> str:

@@ -23,27 +23,19 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from pygrpc_native import EVENT_CALL, STREAM_CLOSED, STREAM_FULL, NativeGrpcFront
 
+from watertower.admission import Admission
+from watertower.config import ServerSettings
 from watertower.errors import CallRefused, Reason
 from watertower.rpc import RpcServer, status_of
 
 BATCH_CALLS_MAX = 256
 """Calls that the event loop takes in one go; whatever else it has to do gets its turn in between."""
 
-CALLS_MAX = 20_000
-"""Calls under way that memory could not answer at once; one above that is refused with RESOURCE_EXHAUSTED."""
-
-STREAMS_MAX = 1_024
-"""Calls that one connection may have under way; its client keeps further ones back."""
-
-METADATA_BYTES_MAX = 16_384
-"""Bytes of metadata that a call may carry; one with more is refused."""
-
-KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
-"""A connection that was silent for so long is pinged, and closed when it does not answer in time. There is no other end for one whose
-client is gone without a word."""
-
 IO_THREADS = 1
 """Threads of the transport. One carries more calls than one interpreter answers."""
+
+MEASURE_INTERVAL_S = 0.05
+"""Seconds between two measurements of how long calls wait."""
 
 WRITE_RETRY_FIRST_S, WRITE_RETRY_S_MAX = 0.001, 0.064
 """When a stream's client is behind, the next attempt to write comes after so long, at first and at most. (The transport does not tell
@@ -127,11 +119,17 @@ class NativeRpcServer(RpcServer):
         handlers: Sequence[grpc.GenericRpcHandler],
         services: Sequence[str],
         message_bytes_max: int,
+        limits: ServerSettings | None = None,
+        admission: Admission | None = None,
+        shared_port: bool = False,
         answers_now: Mapping[str, AnswerNow] | None = None,
     ) -> None:
-        """As RpcServer; `answers_now` by full method, as in `/watertower.v1.EngagementReader/GetCounts`. `services` must be described
-        in the default descriptor pool, where their methods are looked up."""
-        super().__init__(host, port, handlers, services, message_bytes_max)
+        """As RpcServer; `answers_now` by full method, as in `/watertower.v1.EngagementReader/GetCounts`. Of `limits`, those of metadata,
+        keepalive and the calls of a connection are kept. `services` must be described in the default descriptor pool, where their
+        methods are looked up."""
+        super().__init__(host, port, handlers, services, message_bytes_max, limits, admission, shared_port)
+        self._message_bytes_max = message_bytes_max
+        self._limits, self._admission, self._shared_port = limits, admission, shared_port
         self._answers_now = answers_now or {}
         self._log = structlog.get_logger("watertower.rpc")
         self._methods: list[_Method] = []
@@ -139,6 +137,7 @@ class NativeRpcServer(RpcServer):
         self._front: NativeGrpcFront | None = None
         self._refusing = False
         self._behind: grpc.aio.Server | None = None
+        self._measuring: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Listens; the port. Raises AddressTaken where that is not possible."""
@@ -149,10 +148,8 @@ class NativeRpcServer(RpcServer):
                 io_threads=IO_THREADS,
                 call_details=True,
                 delay_stream_headers=True,
-                keepalive_time_ms=KEEPALIVE_MS,
-                keepalive_timeout_ms=KEEPALIVE_TIMEOUT_MS,
-                max_concurrent_streams=STREAMS_MAX,
-                max_metadata_size=METADATA_BYTES_MAX,
+                reuse_port=self._shared_port,
+                **_connection_limits(self._limits),
             )
         except OSError as error:
             raise self._address_taken() from error
@@ -163,6 +160,8 @@ class NativeRpcServer(RpcServer):
             await self._start_behind(front)
         await self._say(HealthCheckResponse.NOT_SERVING)
         front.start()
+        if self._admission is not None:
+            self._measuring = asyncio.create_task(self._measure(self._admission))
         threading.Thread(target=self._wait_for_calls, args=(front, asyncio.get_running_loop()), name="native-calls", daemon=True).start()
         return front.bound_port
 
@@ -182,6 +181,8 @@ class NativeRpcServer(RpcServer):
             await asyncio.gather(*late, return_exceptions=True)
         if self._behind is not None:
             await self._behind.stop(0)
+        if self._measuring is not None:
+            self._measuring.cancel()
         await asyncio.to_thread(front.close)
 
     def _served(self) -> list[_Method]:
@@ -207,6 +208,15 @@ class NativeRpcServer(RpcServer):
         await self._behind.start()
         front.set_fallback(f"\0{name}")
 
+    async def _measure(self, admission: Admission) -> None:
+        """How long calls wait: what has come lies in the event loop's own queue, in order, so a turn of it is what a call waits."""
+        loop = asyncio.get_running_loop()
+        while True:
+            asked_s = loop.time()
+            await asyncio.sleep(0)
+            admission.shedding.observe(loop.time() - asked_s)
+            await asyncio.sleep(MEASURE_INTERVAL_S)
+
     def _wait_for_calls(self, front: NativeGrpcFront, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread of its own: hands over what has come. While the event loop is busy it waits for the interpreter, and more comes."""
         while (events := front.recv_batch_details(BATCH_CALLS_MAX)) is not None:
@@ -230,8 +240,6 @@ class NativeRpcServer(RpcServer):
             self._fail(front, number, _stopping())
         elif method.now is not None and (answer := self._now(method, payload)) is not None:
             front.respond(number, answer)
-        elif len(self._calls) >= CALLS_MAX:
-            front.fail(number, _RESOURCE_EXHAUSTED, "too many calls are under way; repeat the call later")
         else:
             loop = asyncio.get_running_loop()
             call = self._calls[number] = _Call(front, number, payload, details, loop.time)
@@ -254,13 +262,14 @@ class NativeRpcServer(RpcServer):
     async def _answer(self, front: NativeGrpcFront, call: _Call, method: _Method) -> None:
         handler, call.serialize = method.handler, method.handler.response_serializer
         try:
-            if handler.response_streaming:
-                await handler.unary_stream(method.parse(call.payload), call)  # writes by itself
+            if handler.request_streaming:  # of one request, which the handler reads
+                request, behaviour = None, handler.stream_stream or handler.stream_unary
+            else:
+                request, behaviour = method.parse(call.payload), handler.unary_stream or handler.unary_unary
+            response = await behaviour(request, call)
+            if handler.response_streaming:  # it has written by itself
                 front.stream_end(call.number)
             else:
-                response = await (
-                    handler.stream_unary(call, call) if handler.request_streaming else handler.unary_unary(method.parse(call.payload), call)
-                )
                 front.respond(call.number, response if call.serialize is None else call.serialize(response))
         except _Aborted as error:
             self._fail(front, call.number, error)
@@ -279,6 +288,17 @@ class NativeRpcServer(RpcServer):
 
 _DETAILS = "grpc-status-details-bin"
 _RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
+def _connection_limits(limits: ServerSettings | None) -> dict[str, Any]:
+    if limits is None:
+        return {}
+    return {
+        "keepalive_time_ms": limits.keepalive_ms,
+        "keepalive_timeout_ms": limits.keepalive_timeout_ms,
+        "max_concurrent_streams": limits.streams_max,
+        "max_metadata_size": limits.metadata_bytes_max,
+    }
 
 
 def _stopping() -> _Aborted:

@@ -1,4 +1,4 @@
-"""`watertower serve`: starts the roles as processes of one command, restarts what dies, and ends them in the order of the path.
+"""`watertower serve` and `watertower query --workers`: processes of one command. Starts them, restarts what dies, and ends them in order.
 
 Separate processes, so that a surge of writes never holds the query process's interpreter lock.
 """
@@ -10,9 +10,9 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -20,9 +20,7 @@ from watertower.config import ServiceSettings
 from watertower.core.backoff import full_jitter
 from watertower.ports import Clock
 from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, NOTIFY_VARIABLE
-
-ROLES = ("ingest", "projector", "query")
-"""In the order in which they stop: first nothing more comes in, then what came in is applied, then reads end."""
+from watertower.shared_port import SHARED_PORT_VARIABLE
 
 EXIT_KILLED = 1
 """Exit code when a role did not end by itself and was killed."""
@@ -34,11 +32,27 @@ STABLE_S = 30.0
 """Seconds after which a role counts as well again: its next restart waits as short as its first."""
 
 
-class _Child:
-    """One role: its process, what it last said, and when it may start again."""
+class Part(NamedTuple):
+    """One process: the role that it runs, and the name under which the log speaks of it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    role: str
+    name: str
+    environment: Mapping[str, str] = {}
+
+
+def query_parts(workers: int, port: int) -> list[Part]:
+    """The query process, or several on one port that is held for them."""
+    if workers == 1:
+        return [Part("query", "query")]
+    return [Part("query", f"query-{number}", {SHARED_PORT_VARIABLE: str(port)}) for number in range(1, workers + 1)]
+
+
+class _Child:
+    """One process, what it last said, and when it may start again."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.name = part.name
         self.process: subprocess.Popen[bytes] | None = None
         self.notify_fd = -1
         self.buffer = b""
@@ -55,21 +69,25 @@ class _Child:
 
 
 class Supervisor:
-    """Runs the roles until it is told to stop. `options` are the settings given as options, for the children's command lines."""
+    """Runs the parts until it is told to stop."""
 
     def __init__(
         self,
+        stages: Sequence[Sequence[Part]],
         settings: ServiceSettings,
         options: Mapping[str, Any],
         clock: Clock,
         rng: random.Random,
         on_ready: Callable[[dict[str, dict[str, Any]]], None],
     ) -> None:
+        """`stages` are the parts in the order in which they stop; those of one stage stop together. `options` are the settings given as
+        options, for the children's command lines. `on_ready` is called once, when all are ready, with what each said, by its name."""
         self._settings, self._clock, self._rng = settings, clock, rng
         self._arguments = [argument for name, value in options.items() if value is not None for argument in ("--set", f"{name}={value}")]
         self._on_ready = on_ready
         self._said_ready = False
-        self._children = [_Child(name) for name in ROLES]
+        self._stages = [[_Child(part) for part in stage] for stage in stages]
+        self._children = [child for stage in self._stages for child in stage]
         self._selector = selectors.DefaultSelector()
         self._signals = 0
         self._interrupted = False
@@ -131,14 +149,14 @@ class Supervisor:
 
     def _start(self, child: _Child) -> None:
         read_fd, write_fd = os.pipe()
-        environment = {**os.environ, NOTIFY_VARIABLE: str(write_fd)}
+        environment = {**os.environ, **child.part.environment, NOTIFY_VARIABLE: str(write_fd)}
         if child.starts:
             environment.pop("WATERTOWER_FAILPOINTS", None)  # a planned death happens once
         # Ctrl-C reaches the whole foreground group. The child inherits the mask: it waits for its turn (SIGTERM) from its first moment on.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             child.process = subprocess.Popen(  # noqa: S603 - our own command line
-                [sys.executable, "-m", "watertower", child.name, *self._arguments],
+                [sys.executable, "-m", "watertower", child.part.role, *self._arguments],
                 stdin=subprocess.PIPE,  # held open: its end tells the child that we are gone
                 pass_fds=[write_fd],
                 env=environment,
@@ -184,22 +202,23 @@ class Supervisor:
         return code
 
     def _stop_all(self) -> None:
-        """One role after the other, each with the grace of the settings; a second signal ends the patience."""
+        """One stage after the other, each with the grace of the settings; a second signal ends the patience."""
         patience = self._signals + 1
-        for child in self._children:
-            process = child.process
-            if process is None:
-                continue
-            process.terminate()
-            deadline = self._clock.monotonic_s() + self._settings.shutdown_grace_ms / 1e3 + 1
-            while process.poll() is None and self._clock.monotonic_s() < deadline and self._signals < patience:
-                self._wait(0.05)
-            if process.poll() is None:
-                self._logger.error("role_killed", child=child.name, pid=process.pid)
-                process.kill()
-                self._killed = True
-            code = self._reap(child)
-            self._logger.info("role_stopped", child=child.name, exit_code=code)
+        grace_s = (self._settings.drain_ms + self._settings.shutdown_grace_ms) / 1e3 + 1
+        for stage in self._stages:
+            running = [(child, child.process) for child in stage if child.process is not None]
+            for _, process in running:
+                process.terminate()
+            deadline = self._clock.monotonic_s() + grace_s
+            for child, process in running:
+                while process.poll() is None and self._clock.monotonic_s() < deadline and self._signals < patience:
+                    self._wait(0.05)
+                if process.poll() is None:
+                    self._logger.error("role_killed", child=child.name, pid=process.pid)
+                    process.kill()
+                    self._killed = True
+                code = self._reap(child)
+                self._logger.info("role_stopped", child=child.name, exit_code=code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1

@@ -249,8 +249,9 @@ def failing(service: FakeService, *refusals: Refusal) -> None:
 
 @pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_what_may_help_is_repeated(service: FakeService, stub: Any, status: grpc.StatusCode) -> None:
-    """UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED are repeated, with full jitter that grows."""
-    failing(service, *[Refusal(status)] * 5)
+    """UNAVAILABLE, DEADLINE_EXCEEDED and, where the service says when, RESOURCE_EXHAUSTED are repeated, with full jitter that grows."""
+    when = 0.0 if status is grpc.StatusCode.RESOURCE_EXHAUSTED else None  # without it, it is the size of the request
+    failing(service, *[Refusal(status, retry_after_s=when)] * 5)
     clock, policy = SteppedClock(), RetryPolicy(base_s=0.1, cap_s=1.0)
     connection.call(stub.GetCounts, REQUEST, SERVER, policy, clock, random.Random(1))
     assert len(service.reads) == 6

@@ -1,6 +1,7 @@
 """Pages as the tests see them: fenced blocks with what the text around them says about running them.
 
 A block is run unless an HTML comment right before it says `<!-- not run: reason -->`. `<!-- Ctrl-C -->` stops the page's service.
+`<!-- file: path -->` says that the block is that file of the repository; `python -m tests.docs.tables` writes it there.
 """
 
 import re
@@ -18,7 +19,7 @@ CTRL_C = "Ctrl-C"
 """The language of the pseudo-block that stops the service."""
 
 _FENCE = re.compile(r"^\s*```\s*(\S*)\s*$")
-_COMMENT = re.compile(r"^\s*<!-- (?:(not run): (.+)|(Ctrl-C)) -->\s*$")
+_COMMENT = re.compile(r"^\s*<!-- (?:not run: (?P<not_run>.+)|file: (?P<file>\S+)|(?P<ctrl_c>Ctrl-C)) -->\s*$")
 
 
 class Block(NamedTuple):
@@ -28,28 +29,37 @@ class Block(NamedTuple):
     language: str
     text: str
     not_run: str  # why; empty for a block that is run
+    file: str = ""  # of the repository, that the block shows whole
 
 
 def blocks(page: Path) -> Iterator[Block]:
     """The fenced blocks of a page in order, and where its service is stopped."""
     inside: list[str] | None = None
-    language, first, reason = "", 0, ""
+    language, first, reason, file = "", 0, "", ""
     for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
         fence = _FENCE.match(line)
         if inside is not None:
             if fence:
-                yield Block(first, language, "\n".join(inside) + "\n", reason)
-                inside, reason = None, ""
+                yield Block(first, language, "\n".join(inside) + "\n", reason, file)
+                inside, reason, file = None, "", ""
             else:
                 inside.append(line)
         elif fence:
             inside, language, first = [], fence[1], number
         elif comment := _COMMENT.match(line):
-            reason = comment[2] or ""
-            if comment[3]:
+            reason, file = comment["not_run"] or "", comment["file"] or ""
+            if comment["ctrl_c"]:
                 yield Block(number, CTRL_C, "", "")
         elif line.strip():
-            reason = ""
+            reason, file = "", ""
+
+
+_SHOWN = re.compile(r"(?P<head>^<!-- file: (?P<file>\S+) -->\n```\S+\n).*?(?P<end>^```$)", re.MULTILINE | re.DOTALL)
+
+
+def with_files(text: str) -> str:
+    """A page with the blocks that show files as those are now."""
+    return _SHOWN.sub(lambda block: block["head"] + (ROOT / block["file"]).read_text("utf-8") + block["end"], text)
 
 
 class Command(NamedTuple):

@@ -1,6 +1,7 @@
 """The tables of docs/reference that are made from the code's own catalogues: settings and commands.
 
-`python -m tests.docs.tables` rewrites them between their markers; test_reference.py fails while a page differs from its catalogue.
+`python -m tests.docs.tables` rewrites them between their markers, and in all pages the files that they show; test_reference.py and
+test_pages.py fail while a page differs.
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 import typer
 
+from tests.docs.pages import PAGES, with_files
 from watertower import config
 from watertower.cli import app
 
@@ -103,12 +105,14 @@ def section_of(name: str, text: str) -> re.Match[str]:
 
 
 def main() -> None:
-    """Writes all tables."""
+    """Writes all tables, and the files that pages show."""
     for name, (file, table) in TABLES.items():
         path = REFERENCE / file
         text = path.read_text("utf-8")
         place = section_of(name, text)
         path.write_text(text[: place.start()] + table() + text[place.end() :], "utf-8")
+    for page in PAGES:
+        page.write_text(with_files(page.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pytest
 
 from tests.docs.pages import ROOT, blocks
 
-COPIED = ("services", "proto", "schemas", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md", "pyproject.toml")
+COPIED = ("services", "proto", "schemas", "tests", "docs", "examples", "benchmarks", "README.md", "CHANGELOG.md", "pyproject.toml")
+MADE = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules", "target")
 
 COUNTS_A_SAVE = """
 from tests.core.histories import Happening, apply_all, records_of
@@ -46,7 +47,7 @@ class Copy:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+                shutil.copytree(source, path / name, symlinks=True, ignore=MADE)
             else:
                 shutil.copy(source, path / name)
 

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches
+from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches, with_files
+from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
 NOT_RUN = {
@@ -28,6 +29,10 @@ NOT_RUN = {
     "python -m benchmarks.gets": "needs Go; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
+    "cd examples/go\ngo generate .\ngo run .": "tests/languages runs it",
+    "cd examples/java\nmvn package\njava -jar target/follow.jar": "tests/languages runs it",
+    "cd examples/typescript\nnpm ci --ignore-scripts\nnpm run build\nnpm start": "tests/languages runs it",
+    f"go install {GRPCURL}\nexamples/grpcurl/follow.sh": "tests/languages runs it",
     "python -m tests.docs.tables": "writes into the tree; test_reference.py compares",
 }
 """Commands that pages may show without their being run here, and why."""
@@ -176,7 +181,16 @@ def test_what_is_not_run_is_known() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_blocks_say_what_they_are(page: Path) -> None:
     """A block without a language, or with another one, would be a command that nobody runs."""
-    assert {block.language for block in blocks(page)} <= {*COMMANDS, CTRL_C, "diff", "text", "proto"}
+    assert {block.language for block in blocks(page) if not block.file} <= {*COMMANDS, CTRL_C, "diff", "text", "proto"}
+    assert not {block.language for block in blocks(page) if block.file} & {*COMMANDS, ""}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_are_shown_as_they_are(page: Path) -> None:
+    """A reader of the page gets the program that the tests run."""
+    text = page.read_text("utf-8")
+    assert with_files(text) == text, "run: python -m tests.docs.tables"
+    assert all(block.text == (ROOT / block.file).read_text("utf-8") for block in blocks(page) if block.file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

@@ -106,7 +106,7 @@ async def serving(log: HeldLog, clock: SetClock | None = None, **limits: Any) ->
     """Ingest on a free port with these limits (the defaults otherwise)."""
     settings = IngestSettings(**limits)
     service = IngestService(log, settings, clock or SetClock(), generation=3)
-    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], settings.message_bytes_max)
+    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], settings.message_bytes_max, settings, service.admission)
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tests.query.fakes import FakeStore
 from watertower.clock import SystemClock
-from watertower.config import QuerySettings, ServiceSettings
+from watertower.config import QuerySettings
 from watertower.core.model import Kind, Metric
 from watertower.ports import ListCursor
 from watertower.query.process import server_of
@@ -65,7 +65,7 @@ async def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20,) * 2)
     filled, limits = store(), QuerySettings()
     service = QueryService(filled, filled, limits, SystemClock(), random.Random(0), filled.identity.log.partitions)
-    server = server_of(service, ServiceSettings(read_port=0), limits)
+    server = server_of(service, "127.0.0.1", 0, limits)
     port = await server.start()
     await service.start()
     print(port, flush=True)

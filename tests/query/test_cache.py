@@ -2,6 +2,7 @@
 
 import logging
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,13 +14,17 @@ from hypothesis import strategies as st
 from tests.query.fakes import FakeClock, FakeStore
 from watertower.core.model import Metric, Shard
 from watertower.ports import FeedMessage
-from watertower.query.cache import APPLY_ENTRIES_MAX, CountsCache, Entry, Load
+from watertower.query.answers import shape_of
+from watertower.query.cache import APPLY_ENTRIES_MAX, ENTRY_BYTES, REFRESH_SHARE, SHARD_BYTES, SPARED_MAX, CountsCache, Entry, Load
 from watertower.query.tail import FeedTail
 
 ENTITIES = ("a", "b", "c")
 PARTITIONS = 2
 AGE_S = 60.0
 UNKNOWN_AGE_S = 1.0
+STALE_AGE_S = 600.0
+ROOM = ENTRY_BYTES + 2 * SHARD_BYTES + 2
+"""Bytes of an entry here, at most."""
 QUIET = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 Step = tuple[str, int]
@@ -33,8 +38,8 @@ class World:
 
     def __init__(self, cache_type: type[CountsCache] = CountsCache, entities_max: int = 2, lag: int = 0) -> None:
         self.store, self.clock, self.lag = FakeStore(PARTITIONS), FakeClock(), lag
-        self.cache = cache_type(entities_max, AGE_S, UNKNOWN_AGE_S, random.Random(0).random)
-        self.tail = FeedTail(self.store, self.store, self.cache, self.clock, QUIET, PARTITIONS, 10_000, ThreadPoolExecutor(1))
+        self.cache = cache_type(entities_max * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, random.Random(0).random)
+        self.tail = FeedTail(self.store, self.store, self.cache, self.clock, QUIET, PARTITIONS, 10_000, 10, ThreadPoolExecutor(1))
         self.wire: list[FeedMessage] = []
         self.history: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (entity, partition) -> (offset, value), in order
         self.seen: dict[tuple[str, int], int] = {}  # the greatest offset the caller was shown
@@ -104,7 +109,7 @@ class World:
             pass
 
     def read(self, entity: str) -> None:
-        entries, cold = self.cache.lookup([entity], self.clock.monotonic_s())
+        entries, cold, _ = self.cache.lookup([entity], self.clock.monotonic_s())
         if not cold:
             self.check(entity, entries[0], self.claim())
         elif self.cache.under_way(entity) is None:
@@ -144,7 +149,7 @@ class World:
             self.read(entity)
             self.finish_loads()
             self.read(entity)
-            entries, cold = self.cache.lookup([entity], self.clock.monotonic_s())
+            entries, cold, _ = self.cache.lookup([entity], self.clock.monotonic_s())
             assert not cold
             for partition in range(PARTITIONS):
                 history = self.history.get((entity, partition), [(-1, 0)])
@@ -262,21 +267,105 @@ def loaded(cache: CountsCache, entity: str, row: Mapping[tuple[int, int], Shard]
 ROW = {(int(Metric.FOLLOWERS), 0): Shard(3, 3, (), 5)}
 
 
-def test_the_least_recently_read_entity_goes_first() -> None:
-    """cache_entities_max is never passed, and what is read stays."""
-    cache = CountsCache(3, AGE_S, UNKNOWN_AGE_S, lambda: 0.0)
+def test_what_was_read_stays() -> None:
+    """cache_bytes_max is never passed, and what goes is what was not read."""
+    room = ENTRY_BYTES + SHARD_BYTES + 2
+    cache = CountsCache(3 * room, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
     for entity in ("a", "b", "c"):
         loaded(cache, entity, ROW)
-    cache.lookup(["a"], 1.0)
-    loaded(cache, "d", ROW)
-    assert len(cache) == 3
-    assert cache.lookup(["a", "b", "c", "d"], 1.0)[1] == [1]
+    for entity, gone in (("d", "b"), ("e", "c")):
+        cache.lookup(["a"], 1.0)
+        loaded(cache, entity, ROW)
+        assert len(cache) == 3
+        assert cache.bytes == 3 * room
+        assert cache.held(gone) is None
+    assert cache.held("a") is not None
+
+
+def test_an_eviction_does_not_walk_through_everything() -> None:
+    """Where all were read since, it passes over SPARED_MAX entries and takes the next."""
+    room = ENTRY_BYTES + SHARD_BYTES + 8
+    names = [f"n{number:03d}" for number in range(4 * SPARED_MAX)]
+    cache = CountsCache(len(names) * room, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
+    for name in names:
+        loaded(cache, name, ROW)
+    cache.lookup(names, 1.0)
+    loaded(cache, "late", ROW)
+    assert cache.held(names[SPARED_MAX]) is None
+    assert len(cache) == len(names)
+
+
+def test_shards_that_the_feed_brings_count_too() -> None:
+    """An entry that grows makes others go; the estimate is that of what is left."""
+    cache = CountsCache(2 * (ENTRY_BYTES + 2 * SHARD_BYTES), AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
+    for entity in ("a", "b"):
+        loaded(cache, entity, ROW)
+    assert len(cache) == 2
+    for partition in range(1, 8):
+        for _ in cache.apply(FeedMessage(partition, 5, 6, 0, ["b"], bytes([1]), [4], [6])):
+            pass
+    assert cache.held("a") is None
+    assert cache.bytes == ENTRY_BYTES + 2 + 8 * SHARD_BYTES
+
+
+@pytest.mark.parametrize("shards", [1, 4, 64])
+def test_the_estimate_of_an_entry_is_what_it_takes(shards: int) -> None:
+    """Within a third of what Python allocates, for small and for big accounts, loads and rows that are ready included."""
+    count = 2_000
+    rows = [{(1, shard): Shard(10**6 + number, 0, (), 10**6 + shard + number) for shard in range(shards)} for number in range(count)]
+    cache = CountsCache(1 << 40, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
+    loaded(cache, "warm-up", rows[0])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number, row in enumerate(rows):
+            # As they come from a store: numbers of their own.
+            own = {(key[0], key[1]): Shard(int(str(shard.value)), 0, (), int(str(shard.offset))) for key, shard in row.items()}
+            shape_of((1,)).row(loaded(cache, f"account-{number:08d}", own))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    print(f"{shards} shards: {taken / count:.0f} bytes an entry, estimated {cache.bytes / count:.0f}")
+    assert 0.67 < cache.bytes / taken < 1.5
+
+
+def test_what_is_read_at_the_end_of_its_age_is_loaded_ahead() -> None:
+    """It is served, and named as ageing, in the last REFRESH_SHARE of its age; an unknown entity is not."""
+    cache = CountsCache(3 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
+    loaded(cache, "a", ROW)
+    loaded(cache, "b", {})
+    assert cache.lookup(["b"], UNKNOWN_AGE_S - 0.001)[1:] == ([], [])
+    from_s = AGE_S * (1 - REFRESH_SHARE)
+    assert cache.lookup(["a"], from_s - 0.001)[1:] == ([], [])
+    assert cache.lookup(["a"], from_s)[1:] == ([], [0])
+    assert cache.lookup(["a"], AGE_S)[1:] == ([0], [])
+
+
+def test_the_last_known_values_stand_in_up_to_their_age() -> None:
+    """stale_age_ms_max, from the beginning of the last load that ended; nothing stands in for what was never loaded."""
+    cache = CountsCache(3 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
+    entry = loaded(cache, "a", ROW, now_s=10.0)
+    assert cache.may_stand_in(entry, 10.0 + STALE_AGE_S)
+    assert not cache.may_stand_in(entry, 10.1 + STALE_AGE_S)
+    assert not cache.may_stand_in(cache.register("b", Load()), 0.0)
+
+
+def test_the_hottest_are_those_read_last() -> None:
+    """Known entities by their last read, as many as are asked for."""
+    cache = CountsCache(9 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
+    for entity in ("a", "b", "c"):
+        loaded(cache, entity, ROW)
+    loaded(cache, "nobody", {})
+    for now_s, entity in enumerate(("b", "c", "nobody", "a", "b")):
+        cache.lookup([entity], now_s / 10)
+    assert cache.hottest(2) == ["b", "a"]
+    assert cache.hottest(9) == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(("uniform", "age_s"), [(0.0, 60.0), (0.999, 48.1)])
 def test_an_entry_ages_from_the_beginning_of_its_load(uniform: float, age_s: float) -> None:
     """cache_age_ms_max less up to a fifth at random; the feed does not prolong it."""
-    cache = CountsCache(3, AGE_S, UNKNOWN_AGE_S, lambda: uniform)
+    cache = CountsCache(3 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: uniform)
     loaded(cache, "a", ROW, now_s=100.0)
     for _ in cache.apply(FeedMessage(0, 5, 6, 0, ["a"], bytes([1]), [4], [6])):
         pass
@@ -286,7 +375,7 @@ def test_an_entry_ages_from_the_beginning_of_its_load(uniform: float, age_s: flo
 
 def test_an_unknown_entity_is_remembered_for_a_short_time() -> None:
     """unknown_age_ms_max; and the feed makes it known at once."""
-    cache = CountsCache(3, AGE_S, UNKNOWN_AGE_S, lambda: 0.0)
+    cache = CountsCache(3 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
     entry = loaded(cache, "a", {})
     assert not entry.shards
     assert cache.lookup(["a"], 0.9)[1] == []
@@ -299,7 +388,7 @@ def test_an_unknown_entity_is_remembered_for_a_short_time() -> None:
 
 def test_the_feed_creates_no_entries() -> None:
     """A surge of followers whom nobody reads takes no memory."""
-    cache = CountsCache(3, AGE_S, UNKNOWN_AGE_S, lambda: 0.0)
+    cache = CountsCache(3 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
     for _ in cache.apply(FeedMessage(0, 0, 6, 0, ["a"], bytes([1]), [4], [6])):
         pass
     assert len(cache) == 0
@@ -307,7 +396,7 @@ def test_the_feed_creates_no_entries() -> None:
 
 def test_a_big_message_is_applied_in_slices() -> None:
     """Reads get their turn after every APPLY_ENTRIES_MAX entries, and none is left out."""
-    cache = CountsCache(10_000, AGE_S, UNKNOWN_AGE_S, lambda: 0.0)
+    cache = CountsCache(10_000 * ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
     names = [f"e{number}" for number in range(2 * APPLY_ENTRIES_MAX + 1)]
     entries = [loaded(cache, name, {}) for name in names]
     count = len(names)
@@ -319,7 +408,7 @@ def test_a_big_message_is_applied_in_slices() -> None:
 
 def test_an_entity_that_is_evicted_while_it_loads_is_answered_all_the_same() -> None:
     """Callers hold the entry that they wait for, even when it returns into the same load."""
-    cache = CountsCache(1, AGE_S, UNKNOWN_AGE_S, lambda: 0.0)
+    cache = CountsCache(ROOM, AGE_S, UNKNOWN_AGE_S, STALE_AGE_S, lambda: 0.0)
     load = Load()
     entries = [cache.register(entity, load) for entity in ("a", "b", "a")]
     cache.begin(load, 0.0)

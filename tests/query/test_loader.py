@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from watertower.query.cache import CountsCache
 from watertower.query.loader import LOAD_ENTITIES_MAX, StoreReads
 
 FOLLOWERS = int(Metric.FOLLOWERS)
+STALE_AGE_S = 600.0
 
 
 def with_reads(
@@ -31,7 +33,7 @@ def with_reads(
 
     async def run() -> None:
         store, clock = FakeStore(), FakeClock()
-        cache = CountsCache(10_000, 60.0, 1.0, random.Random(0).random)
+        cache = CountsCache(1 << 24, 60.0, 1.0, STALE_AGE_S, random.Random(0).random)
         reads = StoreReads(store, cache, clock, concurrent_max, waiting_max, 0.5, patience_s, ThreadPoolExecutor(concurrent_max))
         try:
             await test(reads, store, cache)
@@ -295,3 +297,91 @@ def test_a_late_failure_is_nobodys() -> None:
         assert unheard == []
 
     with_reads(test, patience_s=0.02)
+
+
+def test_a_load_that_is_late_holds_up_only_what_it_is_for() -> None:
+    """A new entity that was loaded is given beside a known one whose load hangs, whichever was asked for first."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        for name in ("star", "new", "newer"):
+            store.write(name, FOLLOWERS, 0, 7, 1, 1)
+        await reads.load(["star"])
+        hung = threading.Event()
+        read_entities = store.read_entities
+
+        def hanging(entities: Sequence[str]) -> Any:
+            if "star" in entities and not hung.wait(timeout=30):
+                raise RuntimeError("the test forgot to go on")
+            return read_entities(entities)
+
+        store.read_entities = hanging  # type: ignore[method-assign] # to hang
+        cache.gap()
+        first = asyncio.create_task(reads.load(["star"]))
+        await asyncio.sleep(0)
+        for asked in (["star", "new"], ["newer", "star"]):
+            entries, complete = await reads.load(asked)
+            assert ([entry.totals[FOLLOWERS] for entry in entries], complete) == ([7, 7], False)
+        hung.set()
+        await first
+
+    with_reads(test, patience_s=0.3)
+
+
+def test_where_too_many_reads_wait_memory_answers() -> None:
+    """What is known is given, as not complete; a call with something that is not is shed; nothing more is read for either."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.write("star", FOLLOWERS, 0, 7, 1, 1)
+        await reads.load(["star"])
+        cache.gap()
+        store.open.clear()
+        busy = [asyncio.create_task(reads.load([name])) for name in ("busy", "waiting")]
+        await until(lambda: store.concurrent == 1)
+        entries, complete = await reads.load(["star"])
+        assert (entries[0].totals[FOLLOWERS], complete) == (7, False)
+        with pytest.raises(CallRefused) as refused:
+            await reads.load(["star", "new"])
+        assert refused.value.reason is Reason.READS_FULL
+        store.open.set()
+        await asyncio.gather(*busy)
+        assert store.reads == ["star", "busy", "waiting"]
+
+    with_reads(test, concurrent_max=1, waiting_max=1)
+
+
+def test_values_that_are_too_old_stand_in_for_nothing() -> None:
+    """stale_age_ms_max: after it the store's error is what the caller hears."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        await reads.load(["star"])
+        store.broken = unavailable()
+        clock: Any = reads._clock
+        clock.sleep(STALE_AGE_S)
+        assert not (await reads.load(["star"]))[1]
+        clock.sleep(0.001)
+        with pytest.raises(BackendUnavailable):
+            await reads.load(["star"])
+
+    with_reads(test)
+
+
+def test_loads_ahead_leave_room_for_callers() -> None:
+    """They fill half of the waiting room at most, go once per entity, and nobody hears of their failures."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        busy = asyncio.create_task(reads.load(["busy"]))
+        await until(lambda: store.concurrent == 1)
+        for _ in range(2):
+            reads.load_ahead([f"e{number}" for number in range(10)])
+        waiting = asyncio.create_task(reads.load([f"caller-{number}" for number in range(5)]))
+        await asyncio.sleep(0)
+        store.open.set()
+        await asyncio.gather(busy, waiting)
+        await until(lambda: cache.under_way("e4") is None)
+        assert store.reads == ["busy", *(f"e{number}" for number in range(5)), *(f"caller-{number}" for number in range(5))]
+        store.broken = unavailable()
+        reads.load_ahead(["star"])
+        await until(lambda: cache.under_way("star") is None)
+
+    with_reads(test, concurrent_max=1, waiting_max=10)

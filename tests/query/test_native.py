@@ -6,7 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-from pydantic import Field
 from pygrpc_native import EVENT_CALL
 
 from tests.query.fakes import FakeStore
@@ -23,11 +22,12 @@ from tests.query.frames import (
     headers,
     message,
 )
-from tests.query.serving import served, until
-from tests.query.test_servers import SOME, Stub, code_of, stubbed, unary
+from tests.query.serving import refusal, served, until
+from tests.query.test_servers import SOME, Stub, awaited, code_of, stubbed, unary
 from tests.query.test_service import FOLLOWERS, filled
 from watertower import rpc_native
-from watertower.config import QuerySettings, ServiceSettings
+from watertower.admission import WAITS_KEPT
+from watertower.config import QuerySettings
 from watertower.errors import StartRefused
 from watertower.query.process import server_of
 from watertower.v1 import reader_pb2 as pb
@@ -85,26 +85,42 @@ def test_an_answer_from_memory_that_fails_is_tried_by_the_handler() -> None:
     asyncio.run(run())
 
 
-def test_calls_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CALLS_MAX under way: the next one hears RESOURCE_EXHAUSTED, and there is room again when one has ended."""
-    monkeypatch.setattr(rpc_native, "CALLS_MAX", 2)
-    go = asyncio.Event()
-    begun: list[bytes] = []
-
-    async def hold(request: bytes, context: Any) -> bytes:
-        begun.append(request)
-        await go.wait()
-        return request
+def test_calls_come_in_by_the_same_doors() -> None:
+    """query_calls_max under way: one more hears CALLS_FULL; every call that ends makes room. What memory has needs none."""
 
     async def run() -> None:
-        async with stubbed(Stub(GetCounts=unary(hold))) as s:
-            call = s.channel.unary_unary(SOME)
-            held = [call(b"a"), call(b"b")]
-            await until(lambda: len(begun) == 2)
-            assert await code_of(call(b"c")) is grpc.StatusCode.RESOURCE_EXHAUSTED
-            go.set()
-            assert [await one for one in held] == [b"a", b"b"]
-            assert await call(b"d") == b"d"
+        async with served(filled(), calls_max=2) as s:
+            hot = pb.GetCountsRequest(entity="star", metrics=[FOLLOWERS])
+            await s.stub.GetCounts(hot)
+            s.store.open.clear()
+            held = [asyncio.ensure_future(awaited(s.stub.GetCounts(pb.GetCountsRequest(entity=e, metrics=[1])))) for e in ("a", "b")]
+            await until(lambda: s.service.admission.calls == 2)
+            refused = await refusal(s.stub.GetCounts(pb.GetCountsRequest(entity="c", metrics=[1])))
+            assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CALLS_FULL")
+            assert (await s.stub.GetCounts(hot)).values[0] == 42
+            s.store.open.set()
+            await asyncio.gather(*held)
+            await until(lambda: s.service.admission.calls == 0)
+
+    asyncio.run(run())
+
+
+def test_where_reads_from_memory_are_shed_none_is_answered_past_the_doors() -> None:
+    """The wait is measured on this server too, and what admission says of it counts for answers at once."""
+
+    async def run() -> None:
+        async with served(filled()) as s:
+            hot = pb.GetCountsRequest(entity="star", metrics=[FOLLOWERS])
+            await s.stub.GetCounts(hot)
+            shedding = s.service.admission.shedding
+            await until(lambda: len(shedding._waits) == WAITS_KEPT)
+            s.server._measuring.cancel()  # type: ignore[attr-defined] # of NativeRpcServer
+            for _ in range(WAITS_KEPT):
+                shedding.observe(60.0)
+            assert (await refusal(s.stub.GetCounts(hot))).reason == "OVERLOADED"
+            for _ in range(WAITS_KEPT):
+                shedding.observe(0.0)
+            assert (await s.stub.GetCounts(hot)).values[0] == 42
 
     asyncio.run(run())
 
@@ -138,26 +154,26 @@ def test_calls_that_are_over_before_they_begin_leave_nothing_behind() -> None:
 
 
 def test_metadata_above_the_limit_is_refused() -> None:
-    """METADATA_BYTES_MAX: the call fails, and its connection goes on."""
+    """query_metadata_bytes_max: the call fails, and its connection goes on."""
 
     async def echo(request: bytes, context: Any) -> bytes:
         return request
 
     async def run() -> None:
-        async with stubbed(Stub(GetCounts=unary(echo))) as s:
+        async with stubbed(Stub(GetCounts=unary(echo)), metadata_bytes_max=4_000) as s:
             call = s.channel.unary_unary(SOME)
-            assert await call(b"a", metadata=(("more", "x" * 8_000),)) == b"a"
-            await code_of(call(b"b", metadata=(("more", "x" * (rpc_native.METADATA_BYTES_MAX + 1)),), timeout=20))
+            assert await call(b"a", metadata=(("more", "x" * 1_000),)) == b"a"
+            await code_of(call(b"b", metadata=(("more", "x" * 20_000),), timeout=20))
             assert await call(b"c") == b"c"
 
     asyncio.run(run())
 
 
 def test_a_connection_is_told_its_limits() -> None:
-    """STREAMS_MAX and METADATA_BYTES_MAX in the SETTINGS that open it (RFC 9113, 6.5.2)."""
+    """query_streams_max and query_metadata_bytes_max in the SETTINGS that open it (RFC 9113, 6.5.2)."""
 
     async def run() -> None:
-        async with stubbed() as s:
+        async with stubbed(streams_max=7, metadata_bytes_max=4_000) as s:
 
             def settings() -> dict[int, int]:
                 with Connection(s.port) as connection:
@@ -167,7 +183,7 @@ def test_a_connection_is_told_its_limits() -> None:
                     return {int.from_bytes(pair[:2], "big"): int.from_bytes(pair[2:], "big") for pair in pairs}
 
             told = await asyncio.to_thread(settings)
-            assert (told[3], told[6]) == (rpc_native.STREAMS_MAX, rpc_native.METADATA_BYTES_MAX)
+            assert (told[3], told[6]) == (7, 4_000)
 
     asyncio.run(run())
 
@@ -193,17 +209,11 @@ def test_a_start_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
     monkeypatch.delitem(sys.modules, "watertower.rpc_native")
     with pytest.raises(StartRefused, match=r"watertower\[native\]"):
-        server_of(Stub(), ServiceSettings(read_port=0), QuerySettings())  # type: ignore[arg-type] # a stub
-
-
-class Wider(QuerySettings):
-    """With a setting that only grpcio can do."""
-
-    connection_age_ms_max: int = Field(1_000)
+        server_of(Stub(), "127.0.0.1", 0, QuerySettings())  # type: ignore[arg-type] # a stub
 
 
 def test_a_start_with_a_setting_that_it_cannot_do_is_refused() -> None:
     """By name, where it is set; its default binds nobody."""
-    server_of(Stub(), ServiceSettings(read_port=0), Wider())  # type: ignore[arg-type] # a stub
-    with pytest.raises(StartRefused, match="query_connection_age_ms_max"):
-        server_of(Stub(), ServiceSettings(read_port=0), Wider(connection_age_ms_max=1))  # type: ignore[arg-type] # a stub
+    server_of(Stub(), "127.0.0.1", 0, QuerySettings())  # type: ignore[arg-type] # a stub
+    with pytest.raises(StartRefused, match="query_connection_age_ms_max, query_connections_max"):
+        server_of(Stub(), "127.0.0.1", 0, QuerySettings(connection_age_ms_max=1_000, connections_max=5))  # type: ignore[arg-type] # a stub

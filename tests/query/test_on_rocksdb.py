@@ -15,6 +15,7 @@ from watertower.config import QuerySettings
 from watertower.core.model import Metric, Progress, Shard
 from watertower.core.positions import decode_position
 from watertower.ports import FeedMessage, LogIdentity, StoreIdentity
+from watertower.query.cache import ENTRY_BYTES, SHARD_BYTES
 from watertower.query.service import QueryService
 from watertower.v1 import reader_pb2 as pb
 
@@ -65,7 +66,7 @@ def test_no_answer_holds_less_than_it_claims_while_the_owner_writes(tmp_path: Pa
 
     async def read() -> None:
         # Small enough that entries are evicted, old enough that they expire, a feed short enough that it forgets.
-        settings = QuerySettings(cache_entities_max=15, cache_age_ms_max=200, tail_interval_ms=3)
+        settings = QuerySettings(cache_bytes_max=15 * (ENTRY_BYTES + 2 * SHARD_BYTES), cache_age_ms_max=200, tail_interval_ms=3)
         service = QueryService(reader, reader, settings, clock, random.Random(0), PARTITIONS)
         await service.start()
         epoch_at_start = service._cache.epoch
@@ -76,7 +77,8 @@ def test_no_answer_holds_less_than_it_claims_while_the_owner_writes(tmp_path: Pa
         try:
             while not exact:
                 wanted = random.Random(answers).sample(ENTITIES, 8)
-                answer = await service.batch_get_counts(pb.BatchGetCountsRequest(entities=wanted, metrics=[FOLLOWERS]), PATIENT)
+                encoded = await service.batch_get_counts(pb.BatchGetCountsRequest(entities=wanted, metrics=[FOLLOWERS]), PATIENT)
+                answer = pb.BatchGetCountsResponse.FromString(encoded)
                 ends = decode_position(answer.freshness.position).offsets
                 for entity, row in zip(wanted, answer.counts, strict=True):
                     assert row.values[0] >= max(value_at(entity, ends), seen[entity])

@@ -16,7 +16,7 @@ from tests.query.fakes import FakeStore
 from tests.query.frames import GET_COUNTS
 from tests.query.serving import refusal, served, until
 from tests.query.test_service import FOLLOWERS, filled
-from watertower.config import QuerySettings, ServiceSettings
+from watertower.config import QuerySettings
 from watertower.errors import StartRefused
 from watertower.query.process import server_of
 from watertower.query.service import SERVICE
@@ -34,6 +34,8 @@ class Stub:
     def __init__(self, **handlers: Any) -> None:
         self._handlers = handlers
 
+    admission: Any = None
+
     def handler(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(SERVICE, self._handlers)
 
@@ -49,7 +51,7 @@ class Stubbed(NamedTuple):
 
 @asynccontextmanager
 async def stubbed(stub: Any = None, **settings: Any) -> AsyncIterator[Stubbed]:
-    server = server_of(stub or Stub(), ServiceSettings(read_port=0), QuerySettings(**settings))
+    server = server_of(stub or Stub(), "127.0.0.1", 0, QuerySettings(**settings))
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -132,7 +134,7 @@ def test_a_port_that_is_taken_is_refused_by_name() -> None:
 
     async def run() -> None:
         async with stubbed() as s:
-            second = server_of(Stub(), ServiceSettings(read_port=s.port), QuerySettings())  # type: ignore[arg-type] # a stub
+            second = server_of(Stub(), "127.0.0.1", s.port, QuerySettings())  # type: ignore[arg-type] # a stub
             with pytest.raises(StartRefused, match=f"127.0.0.1:{s.port}"):
                 await second.start()
             await second.stop(0)
@@ -232,7 +234,7 @@ def test_stopping_waits_for_calls_under_way_and_takes_no_new_ones() -> None:
     async def run() -> None:
         async with stubbed(Stub(GetCounts=unary(hold))) as s:
             call = s.channel.unary_unary(SOME)
-            held = asyncio.ensure_future(_awaited(call(b"")))
+            held = asyncio.ensure_future(awaited(call(b"")))
             await began.wait()
             stop = asyncio.create_task(s.server.stop(grace_s=60))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -247,7 +249,7 @@ def test_stopping_waits_for_calls_under_way_and_takes_no_new_ones() -> None:
     asyncio.run(run())
 
 
-async def _awaited(call: Any) -> Any:
+async def awaited(call: Any) -> Any:
     return await call
 
 
@@ -280,7 +282,7 @@ def test_what_is_not_done_within_the_grace_is_ended() -> None:
 
     async def run() -> None:
         async with stubbed(Stub(GetCounts=unary(hang))) as s:
-            call = asyncio.ensure_future(_awaited(s.channel.unary_unary(SOME)(b"")))
+            call = asyncio.ensure_future(awaited(s.channel.unary_unary(SOME)(b"")))
             await began.wait()
             async with asyncio.timeout(30):
                 await s.server.stop(grace_s=0.05)
@@ -345,7 +347,7 @@ def test_stock_clients_are_told_when_to_come_back(each_server: str, request: pyt
             s.store.open.clear()
             calls = []
             for number, condition in enumerate((lambda: s.store.concurrent == 1, lambda: s.service._reads._waiting == 1)):
-                calls.append(asyncio.ensure_future(_awaited(s.stub.GetCounts(pb.GetCountsRequest(entity=f"e{number}", metrics=[1])))))
+                calls.append(asyncio.ensure_future(awaited(s.stub.GetCounts(pb.GetCountsRequest(entity=f"e{number}", metrics=[1])))))
                 await until(condition)
             refused = await refusal(s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[1])))
             s.store.open.set()
@@ -357,7 +359,7 @@ def test_stock_clients_are_told_when_to_come_back(each_server: str, request: pyt
 
 
 def test_a_burst_is_answered_each_to_its_caller() -> None:
-    """A thousand calls at once, of cached and unknown entities, broken rules and garbage: everybody gets the own answer."""
+    """A hundred calls at once, ten times, of cached and unknown entities, broken rules and garbage: everybody gets the own answer."""
 
     async def run() -> None:
         store = FakeStore()
@@ -373,8 +375,8 @@ def test_a_burst_is_answered_each_to_its_caller() -> None:
                     return await code_of(s.stub.GetCounts(pb.GetCountsRequest(entity="", metrics=[FOLLOWERS])))
                 return (await s.stub.GetCounts(pb.GetCountsRequest(entity=f"e{number % 100}", metrics=[FOLLOWERS]))).values[0]
 
-            for _ in range(2):
-                answers = await asyncio.gather(*map(ask, range(1_000)))
+            for _ in range(10):
+                answers = await asyncio.gather(*map(ask, range(100)))
                 for number, answer in enumerate(answers):
                     assert answer == (grpc.StatusCode.INVALID_ARGUMENT if number % 10 >= 8 else number % 100)
 

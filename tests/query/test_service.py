@@ -96,7 +96,7 @@ def test_a_batch_of_a_thousand_cold_entities() -> None:
             assert not answer.exceptions
 
     serving(test)
-    serving(test, cache_entities_max=10)
+    serving(test, cache_bytes_max=10_000)
 
 
 def test_the_feed_keeps_a_cached_count_up_to_date() -> None:

@@ -25,9 +25,9 @@ class Tail:
 
     def __init__(self) -> None:
         self.store, self.clock = FakeStore(), FakeClock()
-        self.cache = CountsCache(100, 60.0, 1.0, random.Random(0).random)
+        self.cache = CountsCache(1 << 20, 60.0, 1.0, 600.0, random.Random(0).random)
         self.tail = FeedTail(
-            self.store, self.store, self.cache, self.clock, structlog.get_logger(), 2, STALE_AFTER_MS, ThreadPoolExecutor(1)
+            self.store, self.store, self.cache, self.clock, structlog.get_logger(), 2, STALE_AFTER_MS, 10, ThreadPoolExecutor(1)
         )
 
     def start(self) -> None:

@@ -4,8 +4,10 @@ A plant names the invariants of which one must break. `Caching` without a fault 
 there to show that it is the missing rule that is found, not the cache.
 """
 
+import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from watertower.ports import FeedMessage, LogReader, LogRecord, Store
 from watertower.projector import projector as projector_module
 from watertower.projector.projector import Projector
 from watertower.query.cache import CountsCache, Entry, Load
+from watertower.query.service import QueryService
 from watertower.query.tail import FeedTail, Freshness
 from watertower.testing.simulator import cassandra as simulated_cassandra
 from watertower.testing.simulator import replicas
@@ -41,6 +44,8 @@ LISTS, LISTS_END = "lists are of their position", "lists equal the log"
 MEMORY, ANSWERS, ANSWERS_END = "memory is of its position", "answers are of their position", "answers are right in the end"
 AGE, BACK, NEGATIVE = "answers say how old they are", "positions never go back", "no count is negative"
 ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a wrong log is refused"
+NEEDS, STALE_AGE = "a satisfied answer has what was asked for", "nothing is served past its age"
+ONE_READ = "one read of an entity at a time"
 UNDECODABLE, NEWER = "an undecodable record stops its partition", "no answer is newer than the log"
 
 
@@ -314,6 +319,7 @@ def merge_blindly(entry: Entry, key: tuple[int, int], value: int, offset: int) -
     """Takes whatever comes."""
     entry.totals[key[0]] += value - entry.shards.get(key, (0, -1))[0]
     entry.shards[key] = (value, offset)
+    entry.row_of = None
 
 
 def forgetful_merge(entry: Entry, key: tuple[int, int], value: int, offset: int) -> None:
@@ -325,6 +331,30 @@ def forgetful_merge(entry: Entry, key: tuple[int, int], value: int, offset: int)
 _merge = Entry.merge
 
 
+def merge_beside_the_row(entry: Entry, key: tuple[int, int], value: int, offset: int) -> None:
+    """Changes the counts, and leaves the bytes that are ready."""
+    row_of = entry.row_of
+    _merge(entry, key, value, offset)
+    entry.row_of = row_of
+
+
+async def claimed_afterwards(
+    service: QueryService, entities: Sequence[str], freshness: Freshness | None = None, patience_s: float = math.inf
+) -> tuple[list[Entry], Freshness]:
+    """What is claimed is of the moment after the counts were taken."""
+    entries, claim = await _look(service, entities, freshness, patience_s)
+    copies = []
+    for entry in entries:
+        copy = Entry()
+        copy.shards, copy.totals = dict(entry.shards), list(entry.totals)
+        copies.append(copy)
+    await asyncio.sleep(0.1)
+    return copies, service._tail.freshness()._replace(satisfied=claim.satisfied)
+
+
+_look = QueryService._look
+
+
 def overwrite(cache: CountsCache, load: Load, rows: Sequence[Mapping[tuple[int, int], Shard]]) -> None:
     """A load replaces what the feed brought meanwhile."""
     for entry, row in zip(load.entries, rows, strict=True):
@@ -332,7 +362,7 @@ def overwrite(cache: CountsCache, load: Load, rows: Sequence[Mapping[tuple[int, 
         entry.totals = [0] * len(entry.totals)
         for key, shard in row.items():
             entry.merge(key, shard.value, shard.offset)
-        entry.epoch, entry.expires_s = load.epoch, load.began_s + 20.0
+        entry.epoch, entry.expires_s, entry.row_of = load.epoch, load.began_s + 20.0, None
     cache.abandon(load)
 
 
@@ -341,7 +371,7 @@ def aged_when_asked() -> list[tuple[Any, str, Any]]:
     freshness = FeedTail.freshness
     return [
         (FeedTail, "freshness", lambda tail: FeedTail_aged(tail, freshness(tail))),
-        (FeedTail, "aged", lambda tail, claim: claim),
+        (FeedTail, "aged", lambda tail, claim, need: claim),
     ]
 
 
@@ -456,5 +486,10 @@ PLANTS = [
         {ALARM, COUNTS, EDGES, NEGATIVE, LISTS, LISTS_END},
         **on_cassandra((cassandra_statements.Mutations, "_timestamp", timed_by_the_clock)),
     ),
+    Plant("satisfied without waiting", {NEEDS}, patches=[(FeedTail, "meets", lambda tail, need: True)]),
+    Plant("a ready row that is not made anew", {ANSWERS, ANSWERS_END}, patches=[(Entry, "merge", merge_beside_the_row)]),
+    Plant("a claim made after the look", {ANSWERS}, patches=[(QueryService, "_look", claimed_afterwards)]),
+    Plant("standing in at any age", {STALE_AGE}, patches=[(CountsCache, "may_stand_in", lambda cache, entry, _: entry.epoch >= 0)]),
+    Plant("a read for each caller", {ONE_READ}, patches=[(CountsCache, "under_way", lambda cache, entity: None)]),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
 ]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
+import structlog
+
 from watertower.clock import SystemClock
 from watertower.config import Settings
 from watertower.errors import StartRefused
@@ -20,6 +22,7 @@ from watertower.projector.process import ProjectorProcess
 from watertower.projector.projector import Projector
 from watertower.query.process import QueryProcess
 from watertower.query.service import QueryService
+from watertower.query.warm import WarmList
 
 
 def ingest(settings: Settings) -> IngestProcess:
@@ -27,7 +30,8 @@ def ingest(settings: Settings) -> IngestProcess:
     with ExitStack() as opened:  # undone where a later part is not to be had yet: the caller tries again
         log, generation = log_writer(settings, opened)
         held = opened.pop_all()
-    return IngestProcess(IngestService(log, settings.ingest, SystemClock(), generation), settings.service, settings.ingest, held)
+    uniform = random.Random().random  # noqa: S311 - jitter, not secrets
+    return IngestProcess(IngestService(log, settings.ingest, SystemClock(), generation, uniform), settings.service, settings.ingest, held)
 
 
 def projector(settings: Settings) -> ProjectorProcess:
@@ -43,8 +47,10 @@ def projector(settings: Settings) -> ProjectorProcess:
     return ProjectorProcess(loop, settings.service, SystemClock(), held, health)
 
 
-def query(settings: Settings) -> QueryProcess:
-    """The query role on the configured store and feed. Raises StartRefused; BackendUnavailable where trying again may help."""
+def query(settings: Settings, shared_port: int = 0) -> QueryProcess:
+    """The query role on the configured store and feed, or one worker of it on a `shared_port`.
+
+    Raises StartRefused; BackendUnavailable where trying again may help."""
     with ExitStack() as opened:
         store, feed = _back_ends(settings).query_side(settings, opened)
         held = opened.pop_all()
@@ -56,7 +62,14 @@ def query(settings: Settings) -> QueryProcess:
         random.Random(),  # noqa: S311 - jitter, not secrets
         partitions=store.identity.log.partitions,
     )
-    return QueryProcess(service, settings.service, settings.query, held)
+    return QueryProcess(service, settings.service, settings.query, held, _warm_list(settings), shared_port)
+
+
+def _warm_list(settings: Settings) -> WarmList | None:
+    path, count = settings.query.warm_file, settings.query.warm_entities_max
+    if path is None and settings.service.store == "rocksdb":
+        path = settings.service.data / "query-warm"
+    return WarmList(path, count, structlog.get_logger("watertower.query")) if path is not None and count else None
 
 
 def log_writer(settings: Settings, opened: ExitStack) -> tuple[LogWriter, int]:

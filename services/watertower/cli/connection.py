@@ -1,4 +1,4 @@
-"""Calls to a Watertower service: channels, deadlines, retries, and errors that say what to do.
+"""A command's calls to a Watertower service: channels, deadlines, retries, and errors that say what to do.
 
 A retry sends the identical request (an event keeps its occurred_at), waits at least as long as the server asks, adds full jitter, and
 ends after a bounded time.
@@ -12,19 +12,9 @@ import grpc
 
 from watertower.cli.options import DEFAULT_READ_TARGET, DEFAULT_WRITE_TARGET
 from watertower.cli.output import CommandFailed, usage
-from watertower.core.backoff import full_jitter
+from watertower.client.errors import Refusal, refusal_of
+from watertower.client.retries import wait_s
 from watertower.ports import Clock
-
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
-STATUS_KEY = "grpc-status-details-bin"
-
-RETRYABLE = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,  # by a server that stops, of a call that it has received and not begun; nobody here cancels
-)
-"""After these the identical call may be sent again."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),  # ours are counted, jittered and bounded
@@ -84,15 +74,6 @@ class CallFailed(CommandFailed):
         self.violations = tuple(violations)
 
 
-class _Details(NamedTuple):
-    """What a failed call carries besides its code."""
-
-    reason: str
-    violations: list[tuple[str, str]]
-    retry_after_s: float | None
-    no_retry: bool  # a negative or unreadable pushback: the server does not want this call again
-
-
 def open_channel(server: Server) -> grpc.Channel:
     """A channel to a server; connects at the first call."""
     return grpc.insecure_channel(server.address, options=_CHANNEL_OPTIONS)
@@ -107,7 +88,7 @@ def call(
     rng: random.Random,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """The answer of one unary call. Retries what is RETRYABLE within `policy`, until `give_up`
+    """The answer of one unary call. Retries what may pass within `policy`, until `give_up`
     says so. Raises CallFailed."""
     started = clock.monotonic_s()
     attempt = 0
@@ -115,51 +96,18 @@ def call(
         try:
             return method(request, timeout=policy.deadline_s)
         except grpc.RpcError as error:
-            details = _details(error)
-            wait_s = (details.retry_after_s or 0.0) + full_jitter(attempt, policy.base_s, policy.cap_s, rng.random())
+            refusal = refusal_of(error)
+            pause_s = wait_s(refusal, attempt, policy.base_s, policy.cap_s, rng.random())
             attempt += 1
-            over = attempt >= policy.attempts_max or clock.monotonic_s() + wait_s - started > policy.total_s
-            if error.code() not in RETRYABLE or details.no_retry or over or give_up():
-                raise _failure(error, details, server) from error
-        clock.sleep(wait_s)
+            over = attempt >= policy.attempts_max or clock.monotonic_s() + (pause_s or 0.0) - started > policy.total_s
+            if pause_s is None or over or give_up():
+                raise _failure(refusal, server) from error
+        clock.sleep(pause_s)
 
 
-def _details(error: grpc.RpcError) -> _Details:
-    from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2
-
-    trailing: Any = error.trailing_metadata()  # the published types of an item are not those of the pairs that it is
-    metadata: dict[str, str | bytes] = dict(trailing or ())
-    details = _Details("", [], None, False)
-    encoded = metadata.get(STATUS_KEY)
-    if isinstance(encoded, bytes):
-        status = status_pb2.Status()
-        try:
-            status.ParseFromString(encoded)
-        except DecodeError:
-            status.Clear()
-        for packed in status.details:
-            info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-            if packed.Unpack(info):
-                details = details._replace(reason=info.reason)
-            elif packed.Unpack(bad):
-                details.violations.extend((v.field, v.description) for v in bad.field_violations)
-            elif packed.Unpack(retry):
-                details = details._replace(retry_after_s=max(0.0, retry.retry_delay.ToMicroseconds() / 1e6))
-    pushback = metadata.get(PUSHBACK_KEY)
-    if pushback is not None:
-        text = pushback.decode("ascii", "replace") if isinstance(pushback, bytes) else pushback
-        if text.isdigit():
-            details = details._replace(retry_after_s=max(details.retry_after_s or 0.0, int(text) / 1e3))
-        else:
-            details = details._replace(no_retry=True)
-    return details
-
-
-def _failure(error: grpc.RpcError, details: _Details, server: Server) -> CallFailed:
-    code, target = error.code(), server.address
-    said = " ".join((error.details() or "").split())
-    if code is grpc.StatusCode.UNAVAILABLE and not details.reason:
+def _failure(refusal: Refusal, server: Server) -> CallFailed:
+    code, said, target = refusal.status, refusal.said, server.address
+    if code is grpc.StatusCode.UNAVAILABLE and not refusal.reason:
         message = f"nothing answers at {target}: start it with `watertower serve`, or name its address ({server.option})"
     elif code is grpc.StatusCode.UNIMPLEMENTED:
         other = "reader" if server.name == "writer" else "writer"
@@ -169,8 +117,8 @@ def _failure(error: grpc.RpcError, details: _Details, server: Server) -> CallFai
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{target} did not answer in time: it is overloaded or stuck; try again, or look at its log"
-    elif code in RETRYABLE:
+    elif refusal.retryable or code is grpc.StatusCode.UNAVAILABLE or code is grpc.StatusCode.CANCELLED:
         message = f"{target} cannot take the call now: {said}"
     else:
         message = f"{target} refused the call: {said}"
-    return CallFailed(message, code, details.reason, details.violations)
+    return CallFailed(message, code, refusal.reason, [(violation.field, violation.rule) for violation in refusal.violations])

@@ -20,6 +20,7 @@ from watertower.cli.import_events import Batch, EventMaker, Reject
 from watertower.cli.import_source import Columns, Damaged, Source
 from watertower.cli.import_state import ImportState, RejectsFile
 from watertower.cli.output import CommandFailed
+from watertower.client.errors import RETRYABLE
 from watertower.core.model import KINDS, Kind
 from watertower.core.positions import Position, decode_position, encode_position
 from watertower.ports import Clock
@@ -148,7 +149,7 @@ class ImportRun:
                 again = "; mend the file and import it with --restart" if self.state.events else ""
                 raise CommandFailed(f"{failure}; before the damage, {self._through()}{again}") from failure
             except CallFailed as failure:
-                again = "; run the same command again to go on" if failure.status in connection.RETRYABLE else ""
+                again = "; run the same command again to go on" if failure.status in RETRYABLE else ""
                 raise CallFailed(f"{failure}; {self._through()}{again}", failure.status, failure.reason, failure.violations) from failure
         accepted_s = self._clock.monotonic_s() - began_s
         self._on_progress()

@@ -12,6 +12,7 @@ from watertower.cli.options import Set, assigned
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder (default: watertower-data).")]
 WritePort = Annotated[int | None, typer.Option("--write-port", help="Port of the writer (default 50051; 0 takes a free one).")]
 ReadPort = Annotated[int | None, typer.Option("--read-port", help="Port of the reader (default 50052; 0 takes a free one).")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Query processes on the one port (default 1).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,8 @@ def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort =
     from watertower import datafolder, logs
     from watertower.clock import SystemClock
     from watertower.errors import StartRefused
-    from watertower.supervisor import Supervisor
+    from watertower.shared_port import held_port
+    from watertower.supervisor import Part, Supervisor, query_parts
 
     options = _options(data, write_port, read_port, set_)
     settings = settings_module.load(options)
@@ -51,7 +53,7 @@ def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort =
     embedded = settings.service.log == "sqlite"
 
     def on_ready(roles: dict[str, dict[str, Any]]) -> None:
-        write, read = roles["ingest"]["address"], roles["query"]["address"]
+        write, read = roles["ingest"]["address"], roles[readers[0].name]["address"]
         pids = {name: state["pid"] for name, state in roles.items()}
         if json:
             output.print_json({"event": "ready", "write": write, "read": read, "data": where, "pids": pids})
@@ -65,7 +67,11 @@ def serve(data: Data = None, write_port: WritePort = None, read_port: ReadPort =
             where = str(folder.path)
         else:
             where = f"Cassandra keyspace {settings.cassandra.keyspace}"
-        supervisor = Supervisor(settings.service, options, SystemClock(), random.Random(), on_ready)  # noqa: S311 - jitter
+        workers = settings.query.workers
+        readers = query_parts(workers, held.enter_context(held_port(service.read_host, service.read_port)) if workers > 1 else 0)
+        # First nothing more comes in, then what came in is applied, then reads end.
+        stages = [[Part("ingest", "ingest")], [Part("projector", "projector")], readers]
+        supervisor = Supervisor(stages, service, options, SystemClock(), random.Random(), on_ready)  # noqa: S311 - jitter
         code = supervisor.run()
     if supervisor.refusal:  # once more, as the last line: its own is somewhere in the log
         raise output.CommandFailed(supervisor.refusal, code=code)
@@ -86,11 +92,60 @@ def projector(data: Data = None, set_: Set = None) -> None:
     _run("projector", bootstrap.projector, _options(data, None, None, set_))
 
 
-def query(data: Data = None, read_port: ReadPort = None, set_: Set = None) -> None:
-    """Run only the read side: answers counts, edges and lists from memory and the store."""
-    from watertower import bootstrap
+def query(data: Data = None, read_port: ReadPort = None, workers: Workers = None, set_: Set = None) -> None:
+    """Run only the read side: answers counts, edges and lists from memory and the store.
 
-    _run("query", bootstrap.query, _options(data, None, read_port, set_))
+    With several workers, each is a process; one that dies is started again. All of them listen on the one port, and the system spreads new
+    connections over them.
+    """
+    import os
+
+    from watertower import bootstrap
+    from watertower import config as settings_module
+    from watertower.shared_port import SHARED_PORT_VARIABLE
+
+    options = _options(data, None, read_port, set_)
+    if workers is not None:
+        options["query_workers"] = workers
+    shared_port = int(os.environ.pop(SHARED_PORT_VARIABLE, 0))
+    if shared_port:  # this is one of the workers
+        _run("query", lambda settings: bootstrap.query(settings, shared_port), options)
+    elif settings_module.load(options).query.workers == 1:
+        _run("query", bootstrap.query, options)
+    else:
+        _run_workers(options)
+
+
+def _run_workers(options: dict[str, Any]) -> None:
+    """The query role as several processes of this one."""
+    import random
+
+    import structlog
+
+    from watertower import config as settings_module
+    from watertower import logs
+    from watertower.clock import SystemClock
+    from watertower.errors import AddressTaken
+    from watertower.role import EXIT_ADDRESS_TAKEN
+    from watertower.shared_port import held_port
+    from watertower.supervisor import Supervisor, query_parts
+
+    settings = settings_module.load(options)
+    logs.configure(settings.service, "query")
+    log = structlog.get_logger("watertower.query")
+
+    def on_ready(states: dict[str, dict[str, Any]]) -> None:
+        log.info("workers_ready", address=next(iter(states.values()))["address"], pids=[state["pid"] for state in states.values()])
+
+    try:
+        with held_port(settings.service.read_host, settings.service.read_port) as port:
+            stages = [query_parts(settings.query.workers, port)]
+            supervisor = Supervisor(stages, settings.service, options, SystemClock(), random.Random(), on_ready)  # noqa: S311 - jitter
+            code = supervisor.run()
+    except AddressTaken as error:
+        log.error("refused", reason=str(error))
+        raise typer.Exit(EXIT_ADDRESS_TAKEN) from error
+    raise typer.Exit(code)
 
 
 def _run(name: str, build: Any, options: dict[str, Any]) -> None:

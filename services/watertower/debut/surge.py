@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import grpc
 
-from watertower.cli.connection import RETRYABLE
+from watertower.client.errors import RETRYABLE
 from watertower.core.backoff import full_jitter
 from watertower.core.positions import Position, decode_position
 from watertower.debut.plan import CALL_EVENTS, REPEATED_CALLS, Plan, Press

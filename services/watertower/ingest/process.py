@@ -30,6 +30,8 @@ class IngestProcess:
             [self._service.handler()],
             [SERVICE],
             message_bytes_max=self._limits.message_bytes_max,
+            limits=self._limits,
+            admission=self._service.admission,
         )
         stop = role.stopping.event()
         port = await server.start()
@@ -38,6 +40,7 @@ class IngestProcess:
         await stop.wait()
         server.set_ready(False)
         role.not_ready("stopping")
+        await asyncio.sleep(self._settings.drain_ms / 1e3)
         grace_s = self._settings.shutdown_grace_ms / 1e3
         with contextlib.suppress(TimeoutError):  # a log that hangs must not keep the process: what waits is not acknowledged
             await asyncio.wait_for(self._service.drain(), grace_s)

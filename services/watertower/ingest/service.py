@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import grpc
 import structlog
 
+from watertower.admission import Admission, Work
 from watertower.config import IngestSettings
 from watertower.core.positions import Position, encode_position
 from watertower.errors import CallRefused, Reason
@@ -27,8 +28,10 @@ SERVICE: str = DESCRIPTOR.services_by_name["EngagementWriter"].full_name
 class IngestService:
     """The write side of the API on top of a log. One event loop runs it."""
 
-    def __init__(self, log: LogWriter, settings: IngestSettings, clock: Clock, generation: int = 1) -> None:
-        """`generation` of the rows that are made from the log: part of every write token."""
+    def __init__(
+        self, log: LogWriter, settings: IngestSettings, clock: Clock, generation: int = 1, uniform: Callable[[], float] = lambda: 0.5
+    ) -> None:
+        """`generation` of the rows that are made from the log: part of every write token. `uniform` gives random numbers in [0, 1)."""
         self._partitions = log.identity.partitions
         self._clock = clock
         self._generation = generation
@@ -43,6 +46,7 @@ class IngestService:
             retry_after_s=self._retry_after_s,
         )
         self._appender = Appender(log, self._batcher, clock)
+        self.admission = Admission(settings, {"RecordEvents": Work.WRITE}, {}, uniform)
         self._stopping = False
 
     @property
@@ -58,6 +62,7 @@ class IngestService:
             structlog.get_logger("watertower.ingest"),
             unavailable=Reason.LOG_UNAVAILABLE,
             retry_after_s=self._retry_after_s,
+            admission=self.admission,
         )
 
     async def record_events(self, request: RecordEventsRequest, context: CallContext) -> RecordEventsResponse:

@@ -14,12 +14,24 @@ Who drives it keeps two more: a load reads a view of the store that includes eve
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import nlargest
+from typing import NamedTuple
 
 from watertower.core.model import Metric, Shard
 from watertower.ports import FeedMessage
 
 APPLY_ENTRIES_MAX = 500
 """Entries of a feed message that are applied in one go; reads get their turn in between."""
+
+REFRESH_SHARE = 0.2
+"""The last part of an entry's age. An entry that is read in it is loaded again ahead, so that no caller has to wait for that."""
+
+ENTRY_BYTES, SHARD_BYTES = 720, 150
+"""What an entry takes, and each of its shards on top: bytes of CPython 3.11 to 3.13 on a 64-bit machine, the share of its dicts included
+(a test measures both)."""
+
+SPARED_MAX = 16
+"""Entries that an eviction passes over because they were read: so many at most, for one insertion must not walk through all."""
 
 NEVER_LOADED = -1
 """The epoch of an entry before its first load has finished."""
@@ -33,14 +45,21 @@ class Entry:
     It may leave the cache while somebody holds it: then the feed passes it by, and it is as of its load.
     """
 
-    __slots__ = ("epoch", "expires_s", "load", "shards", "totals")
+    __slots__ = ("began_s", "bytes", "epoch", "expires_s", "load", "read_s", "refresh_s", "row", "row_of", "shards", "spared_s", "totals")
 
     def __init__(self) -> None:
         self.shards: dict[tuple[int, int], tuple[int, int]] = {}  # (metric, shard) -> (value, offset); empty: never seen
         self.totals = [0] * _METRIC_NUMBERS  # by metric number: the sum of its shards' values
-        self.expires_s = 0.0  # monotonic seconds
+        self.row_of: object = None  # the answers.Shape that `row` has; None: the totals have changed since
+        self.row = b""
+        self.began_s = 0.0  # monotonic seconds: when its last load began
+        self.read_s = 0.0  # when it was last served
+        self.spared_s = 0.0  # the `read_s` for which it was last passed over by an eviction
+        self.refresh_s = 0.0  # from then on a read loads it ahead
+        self.expires_s = 0.0  # from then on it is not served
         self.epoch = NEVER_LOADED  # in which its last load began
         self.load: Load | None = None  # the one under way
+        self.bytes = 0  # that the cache counts for it
 
     def merge(self, key: tuple[int, int], value: int, offset: int) -> None:
         """Takes a shard's value if it is of a newer position."""
@@ -51,6 +70,7 @@ class Entry:
             self.totals[key[0]] += value - held[0]
         else:
             return
+        self.row_of = None
         self.shards[key] = (value, offset)
 
 
@@ -69,38 +89,70 @@ class Load:
         self.began_s = 0.0
 
 
+class Found(NamedTuple):
+    """What the cache has of the entities of a call."""
+
+    entries: list[Entry]  # in place; a placeholder where one must be loaded first
+    cold: Sequence[int]  # the indices of those
+    ageing: Sequence[int]  # the indices of entries that are served and should be loaded again ahead
+
+
 class CountsCache:
-    """At most `entities_max` entries; the least recently read goes first.
+    """At most `bytes_max` bytes of entries, by their own estimate. What goes first is what was registered long ago and not read since it
+    was last passed over ("second chance"; A. Tanenbaum, "Modern Operating Systems"): the order of reads, nearly, without a move a read.
 
     An entry is served for `age_s_max` seconds after its load began, less up to a fifth at random, and for `unknown_age_s_max` while
-    its entity was never seen. The feed does not prolong it. `uniform` gives random numbers in [0, 1).
+    its entity was never seen. The feed does not prolong it. Where it cannot be loaded again, its last known values may be given, as
+    such, until `stale_age_s_max` after its load began. `uniform` gives random numbers in [0, 1).
     """
 
-    def __init__(self, entities_max: int, age_s_max: float, unknown_age_s_max: float, uniform: Callable[[], float]) -> None:
+    def __init__(
+        self, bytes_max: int, age_s_max: float, unknown_age_s_max: float, stale_age_s_max: float, uniform: Callable[[], float]
+    ) -> None:
         self.epoch = 0
-        self._entities_max = entities_max
+        self.bytes = 0
+        """The estimate of what all entries take."""
+        self._bytes_max = bytes_max
         self._age_s_max = age_s_max
         self._unknown_age_s_max = unknown_age_s_max
+        self._stale_age_s_max = stale_age_s_max
         self._uniform = uniform
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._keys: dict[tuple[int, int], tuple[int, int]] = {}  # one object for all entries' shards of the same metric and partition
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def lookup(self, entities: Sequence[str], now_s: float) -> tuple[list[Entry], list[int]]:
-        """The entries that may be served now, in place, and the indices where one must be loaded first (a placeholder is there)."""
+    def lookup(self, entities: Sequence[str], now_s: float) -> Found:
+        """The entries that may be served now, and which must, or should, be loaded."""
         entries: list[Entry] = []
         cold: list[int] = []
-        get, touch, epoch = self._entries.get, self._entries.move_to_end, self.epoch
+        ageing: list[int] = []
+        get, epoch, keep = self._entries.get, self.epoch, entries.append
         for index, entity in enumerate(entities):
             entry = get(entity)
             if entry is not None and entry.epoch == epoch and now_s < entry.expires_s:
-                touch(entity)
-                entries.append(entry)
+                entry.read_s = now_s
+                keep(entry)
+                if now_s >= entry.refresh_s:
+                    ageing.append(index)
             else:
-                entries.append(_COLD)
+                keep(_COLD)
                 cold.append(index)
-        return entries, cold
+        return Found(entries, cold, ageing)
+
+    def may_stand_in(self, entry: Entry, now_s: float) -> bool:
+        """Whether an entry's last known values may be given where it cannot be loaded."""
+        return entry.epoch != NEVER_LOADED and now_s - entry.began_s <= self._stale_age_s_max
+
+    def held(self, entity: str) -> Entry | None:
+        """The entry of an entity, whatever its age."""
+        return self._entries.get(entity)
+
+    def hottest(self, count: int) -> list[str]:
+        """So many of the known entities: those that were read last."""
+        known = ((entry.read_s, entity) for entity, entry in self._entries.items() if entry.shards)
+        return [entity for _, entity in nlargest(count, known)]
 
     def under_way(self, entity: str) -> tuple[Entry, Load] | None:
         """The entry and the load that bring an entity, if one will that is new enough to answer a call that comes now."""
@@ -113,11 +165,11 @@ class CountsCache:
         """Adds an entity to a load that has not begun. What the cache holds of it is kept."""
         entry = self._entries.get(entity)
         if entry is None:
-            entry = self._entries[entity] = Entry()
-            if len(self._entries) > self._entities_max:
-                self._entries.popitem(last=False)
-        else:
-            self._entries.move_to_end(entity)
+            entry = Entry()
+            entry.bytes = ENTRY_BYTES + 2 * len(entity)
+            self._shrink(entry.bytes)  # first, or the new one could be what goes
+            self._entries[entity] = entry
+            self.bytes += entry.bytes
         entry.load = load
         load.entities.append(entity)
         load.entries.append(entry)
@@ -130,13 +182,24 @@ class CountsCache:
 
     def finish(self, load: Load, rows: Sequence[Mapping[tuple[int, int], Shard]]) -> None:
         """Merges what the store said, one row per entity of the load, in order."""
-        for entry, row in zip(load.entries, rows, strict=True):
+        intern = self._keys.setdefault
+        for entity, entry, row in zip(load.entities, load.entries, rows, strict=True):
+            shards = len(entry.shards)
             for key, shard in row.items():
-                entry.merge(key, shard.value, shard.offset)
+                entry.merge(intern(key, key), shard.value, shard.offset)
             if load.epoch >= entry.epoch:
-                age_s = self._age_s_max * (1 - 0.2 * self._uniform()) if entry.shards else self._unknown_age_s_max
-                entry.epoch, entry.expires_s = load.epoch, load.began_s + age_s
+                entry.epoch, entry.began_s = load.epoch, load.began_s
+                if entry.shards:
+                    age_s = self._age_s_max * (1 - 0.2 * self._uniform())
+                    entry.refresh_s = load.began_s + age_s * (1 - REFRESH_SHARE)
+                else:
+                    age_s = self._unknown_age_s_max
+                    entry.refresh_s = load.began_s + age_s
+                entry.expires_s = load.began_s + age_s
+            if self._entries.get(entity) is entry:
+                self._grow(entry, len(entry.shards) - shards)
         self.abandon(load)
+        self._shrink()
 
     def abandon(self, load: Load) -> None:
         """Gives a load up; the next read of its entities starts another."""
@@ -147,14 +210,35 @@ class CountsCache:
     def apply(self, message: FeedMessage) -> Iterator[None]:
         """Merges a feed message into the entries there are, in slices: yields after every APPLY_ENTRIES_MAX of its entries."""
         partition, _, _, _, entities, metrics, values, offsets = message
-        held = self._entries
+        held, intern = self._entries, self._keys.setdefault
         for start in range(0, len(entities), APPLY_ENTRIES_MAX):
             part = entities[start : start + APPLY_ENTRIES_MAX]
             # Most entities of a surge are in nobody's cache: this line is all that they cost.
             for index in [index for index, entity in enumerate(part, start) if entity in held]:
-                held[entities[index]].merge((metrics[index], partition), values[index], offsets[index])
+                entry = held[entities[index]]
+                key, shards = (metrics[index], partition), len(entry.shards)
+                entry.merge(intern(key, key), values[index], offsets[index])
+                self._grow(entry, len(entry.shards) - shards)
+            self._shrink()
             yield
 
     def gap(self) -> None:
         """Says that messages of the feed were lost: no entry is served before it was loaded again."""
         self.epoch += 1
+
+    def _grow(self, entry: Entry, shards: int) -> None:
+        if shards:
+            entry.bytes += shards * SHARD_BYTES
+            self.bytes += shards * SHARD_BYTES
+
+    def _shrink(self, room: int = 0) -> None:
+        spared = 0
+        while self._entries and self.bytes + room > self._bytes_max:
+            entity, entry = self._entries.popitem(last=False)
+            if entry.read_s > entry.spared_s and spared < SPARED_MAX:
+                entry.spared_s = entry.read_s
+                self._entries[entity] = entry
+                spared += 1
+            else:
+                self.bytes -= entry.bytes
+                spared = 0

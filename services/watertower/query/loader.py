@@ -12,7 +12,7 @@ from watertower import failpoints
 from watertower.core.model import Shard
 from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason
 from watertower.ports import Clock, StoreReader
-from watertower.query.cache import NEVER_LOADED, CountsCache, Entry, Load
+from watertower.query.cache import CountsCache, Entry, Load
 
 LOAD_ENTITIES_MAX = 100
 """Entities, or subjects of a check, that one hop into a thread reads: enough to make the hop cheap, few enough to share the threads."""
@@ -70,36 +70,47 @@ class StoreReads:
     async def load(self, entities: Sequence[str], left_s: float = math.inf) -> tuple[list[Entry], bool]:
         """The entries of entities that the cache cannot serve, in place, after loading them; and whether all were loaded.
 
-        Where the store fails, or takes longer than `patience_s`, what was known before is returned; where nothing was, the store is
-        waited for, and its error is raised, or BackendUnavailable after `left_s`.
+        Where too many reads wait, or the store fails, or it takes longer than `patience_s`, what was known before is returned. Where
+        one of them has nothing that may stand in, the call is refused, or the store is waited for, and its error is raised, or
+        BackendUnavailable after `left_s`.
         """
         deadline_s = asyncio.get_running_loop().time() + left_s
         under_way = self._cache.under_way
-        self._admit(len({entity for entity in entities if under_way(entity) is None}))
+        if not self._has_room(len({entity for entity in entities if under_way(entity) is None})):
+            held = [self._cache.held(entity) for entity in entities]
+            known = [entry for entry in held if entry is not None]
+            if self._closed or len(known) < len(entities) or not self._may_stand_in(known):
+                raise self._refusal()
+            return known, False
         entries: list[Entry] = []
         jobs: dict[_Job, None] = {}
         for entity in entities:
-            shared = under_way(entity)
-            if shared is None:
-                load = self._open_load()
-                shared = self._cache.register(entity, load), load
-                self._waiting += 1
-            entries.append(shared[0])
-            jobs[self._jobs[shared[1]]] = None
+            entry, load = under_way(entity) or self._register(entity)
+            entries.append(entry)
+            jobs[self._jobs[load]] = None
         self._dispatch()
         # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
         loaded = [job.done for job in jobs]
         _, late = await asyncio.wait(loaded, timeout=min(self._patience_s, left_s))
-        if late and any(entry.epoch == NEVER_LOADED for entry in entries):
+        if late and not self._may_stand_in(entries):
             rest_s = None if left_s == math.inf else max(0.0, deadline_s - asyncio.get_running_loop().time())
             _, late = await asyncio.wait(loaded, timeout=rest_s)
-            if late and any(entry.epoch == NEVER_LOADED for entry in entries):
+            if late and not self._may_stand_in(entries):
                 raise BackendUnavailable("the store did not answer before the deadline")
         errors = [error for done in loaded if done not in late and (error := done.exception()) is not None]
         for error in errors:
-            if not isinstance(error, BackendUnavailable | BackendRefused) or any(entry.epoch == NEVER_LOADED for entry in entries):
+            if not isinstance(error, BackendUnavailable | BackendRefused) or not self._may_stand_in(entries):
                 raise error
         return entries, not errors and not late
+
+    def load_ahead(self, entities: Sequence[str]) -> None:
+        """Starts to load entities for which nobody waits yet; not more of them than leaves half of the waiting room to callers."""
+        for entity in entities:
+            if self._closed or self._waiting >= self._waiting_max // 2:
+                break
+            if self._cache.under_way(entity) is None:
+                self._register(entity)
+        self._dispatch()
 
     async def read(self, read: Callable[[StoreReader], T]) -> T:
         """What `read` returns, called in a thread. A caller that gives up while it waits spares the read."""
@@ -134,10 +145,23 @@ class StoreReads:
         await asyncio.to_thread(self._pool.shutdown)
 
     def _admit(self, reads: int) -> None:
-        if self._closed:
-            raise CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s)
-        if reads and self._waiting + reads > self._waiting_max:
-            raise CallRefused(Reason.READS_FULL, retry_after_s=self._retry_after_s)
+        if not self._has_room(reads):
+            raise self._refusal()
+
+    def _has_room(self, reads: int) -> bool:
+        return not self._closed and (not reads or self._waiting + reads <= self._waiting_max)
+
+    def _refusal(self) -> CallRefused:
+        return CallRefused(Reason.STOPPING if self._closed else Reason.READS_FULL, retry_after_s=self._retry_after_s)
+
+    def _may_stand_in(self, entries: Sequence[Entry]) -> bool:
+        now_s = self._clock.monotonic_s()
+        return all(self._cache.may_stand_in(entry, now_s) for entry in entries)
+
+    def _register(self, entity: str) -> tuple[Entry, Load]:
+        load = self._open_load()
+        self._waiting += 1
+        return self._cache.register(entity, load), load
 
     def _enqueue(self, job: _Job) -> _Job:
         self._queue.append(job)

@@ -1,13 +1,15 @@
 """Query as a process: the gRPC server around the service and its feed tail."""
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Awaitable
+from contextlib import ExitStack, suppress
 
 import structlog
 
 from watertower.config import QuerySettings, ServiceSettings
 from watertower.errors import BackendRefused, StartRefused
 from watertower.query.service import SERVICE, QueryService
+from watertower.query.warm import WarmList
 from watertower.role import Role
 from watertower.rpc import RpcServer
 
@@ -21,9 +23,19 @@ NOT_IN_NATIVE = ("calls_pending_", "connection_", "connections_", "handshake_", 
 class QueryProcess:
     """Serves EngagementReader until its role is told to stop."""
 
-    def __init__(self, service: QueryService, settings: ServiceSettings, limits: QuerySettings, held: ExitStack) -> None:
-        """`held` is what the process has opened; it is closed at the end."""
-        self._service, self._settings, self._limits, self._held = service, settings, limits, held
+    def __init__(
+        self,
+        service: QueryService,
+        settings: ServiceSettings,
+        limits: QuerySettings,
+        held: ExitStack,
+        warm: WarmList | None = None,
+        shared_port: int = 0,
+    ) -> None:
+        """`held` is what the process has opened; it is closed at the end. `warm` is where what it had in memory outlives it.
+        `shared_port`: it listens there beside other workers, instead of on a port of its own."""
+        self._service, self._settings, self._limits, self._held, self._warm = service, settings, limits, held, warm
+        self._shared_port = shared_port
 
     def run(self, role: Role) -> int:
         """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
@@ -38,10 +50,13 @@ class QueryProcess:
         return 0
 
     async def _serve(self, role: Role) -> None:
-        server = server_of(self._service, self._settings, self._limits)
+        server = server_of(
+            self._service, self._settings.read_host, self._shared_port or self._settings.read_port, self._limits, bool(self._shared_port)
+        )
         stop = role.stopping.event()
         try:
             await self._service.start()  # before anybody can ask; where it fails, another attempt finds the port free
+            remembering = await self._warmed(stop)
             port = await server.start()
             server.set_ready(True)
             role.ready(address=f"{self._settings.read_host}:{port}")
@@ -50,17 +65,36 @@ class QueryProcess:
             server.set_ready(False)
             if not self._service.failed.done():
                 role.not_ready("stopping")
+                await asyncio.sleep(self._settings.drain_ms / 1e3)
+            await remembering
         finally:
+            self._service.end_watches()
             await server.stop(self._settings.shutdown_grace_ms / 1e3)
             await self._service.stop()
         if self._service.failed.done():
             self._service.failed.result()
 
+    async def _warmed(self, stop: asyncio.Event) -> Awaitable[None]:
+        """Loads what the process before held; what goes on writing down what this one holds, until `stop`."""
+        if self._warm is not None:
+            entities = await asyncio.to_thread(self._warm.read)
+            loaded = await self._service.warm(entities, self._limits.warm_ms_max / 1e3)
+            structlog.get_logger("watertower.query").info("warmed", entities=loaded, of=len(entities))
+        return asyncio.create_task(self._remember(stop))
 
-def server_of(service: QueryService, settings: ServiceSettings, limits: QuerySettings) -> RpcServer:
+    async def _remember(self, stop: asyncio.Event) -> None:
+        while self._warm is not None and not stop.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.warm_interval_ms / 1e3):
+                    await stop.wait()
+            await asyncio.to_thread(self._warm.write, self._service.hottest(self._limits.warm_entities_max))
+
+
+def server_of(service: QueryService, host: str, port: int, limits: QuerySettings, shared_port: bool = False) -> RpcServer:
     """The server that is set. Raises StartRefused where it is not installed, or lacks what another setting asks for."""
+    handlers, of, size, admission = [service.handler()], [SERVICE], limits.message_bytes_max, service.admission
     if limits.server == "grpcio":
-        return RpcServer(settings.read_host, settings.read_port, [service.handler()], [SERVICE], limits.message_bytes_max)
+        return RpcServer(host, port, handlers, of, size, limits, admission, shared_port)
     lacking = [f"query_{name}" for name in limits.model_fields_set if name.startswith(NOT_IN_NATIVE)]
     if lacking:
         raise StartRefused(
@@ -70,11 +104,5 @@ def server_of(service: QueryService, settings: ServiceSettings, limits: QuerySet
         from watertower.rpc_native import NativeRpcServer
     except ModuleNotFoundError as error:
         raise StartRefused("query_server=native needs the package pygrpc-native: pip install 'watertower[native]'") from error
-    return NativeRpcServer(
-        settings.read_host,
-        settings.read_port,
-        [service.handler()],
-        [SERVICE],
-        limits.message_bytes_max,
-        {f"/{SERVICE}/GetCounts": service.get_counts_now},
-    )
+    now = {f"/{SERVICE}/GetCounts": service.get_counts_now}
+    return NativeRpcServer(host, port, handlers, of, size, limits, admission, shared_port, now)

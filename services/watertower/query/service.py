@@ -3,22 +3,24 @@
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from operator import itemgetter
 from typing import TypeAlias, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from watertower.admission import BULK_BYTES_MIN, Admission, Gate, Work
 from watertower.config import QuerySettings
 from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
+from watertower.query.answers import batch_answer, freshness_message, shape_of, single_answer, timestamp
 from watertower.query.cache import CountsCache, Entry
 from watertower.query.loader import StoreReads
+from watertower.query.needs import need_of
 from watertower.query.pages import PageTokens
-from watertower.query.tail import FeedTail, Freshness
+from watertower.query.tail import NO_NEED, FeedTail, Freshness, Need
+from watertower.query.watch import Watches
 from watertower.rpc import CallContext, patience_s, service_handler
 from watertower.v1 import common_pb2, reader_pb2
 from watertower.validation import (
@@ -41,6 +43,15 @@ Context: TypeAlias = CallContext
 
 T = TypeVar("T")
 
+_WORKS = {
+    "GetCounts": Work.CACHED_READ,
+    "BatchGetCounts": Work.CACHED_READ,
+    "CheckEdges": Work.STORE_READ,
+    "ListActors": Work.STORE_READ,
+    "ListSubjects": Work.STORE_READ,
+    "WatchCounts": Work.CACHED_READ,
+}
+
 
 class QueryService:
     """The reader's methods on a cache of counts, which the feed keeps up to date. Belongs to one event loop.
@@ -62,12 +73,26 @@ class QueryService:
         pool: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> None:
         """`pool(workers, name)` makes what runs the blocking reads."""
-        self._settings, self._clock = settings, clock
+        self._settings, self._clock, self._partitions = settings, clock, partitions
         self._log = structlog.get_logger("watertower.query")
         self._cache = CountsCache(
-            settings.cache_entities_max, settings.cache_age_ms_max / 1e3, settings.unknown_age_ms_max / 1e3, rng.random
+            settings.cache_bytes_max,
+            settings.cache_age_ms_max / 1e3,
+            settings.unknown_age_ms_max / 1e3,
+            settings.stale_age_ms_max / 1e3,
+            rng.random,
         )
-        self._tail = FeedTail(reader, feed, self._cache, clock, self._log, partitions, settings.stale_after_ms, pool(1, "feed-tail"))
+        self._tail = FeedTail(
+            reader,
+            feed,
+            self._cache,
+            clock,
+            self._log,
+            partitions,
+            settings.stale_after_ms,
+            settings.freshness_waiting_max,
+            pool(1, "feed-tail"),
+        )
         self._reads = StoreReads(
             reader,
             self._cache,
@@ -78,7 +103,14 @@ class QueryService:
             settings.load_wait_ms_max / 1e3,
             pool(settings.loads_concurrent_max, "store-read"),
         )
+        self._watches = Watches(settings, self._look, lambda: self._tail.nothing, lambda freshness: self._message(freshness, NO_NEED))
         self._tokens = PageTokens(reader.identity.log.log_id)
+        gates = {
+            name: Gate(settings.store_calls_max, settings.store_queue_ms_max / 1e3)
+            for name, work in _WORKS.items()
+            if work is Work.STORE_READ
+        }
+        self.admission = Admission(settings, _WORKS, gates, rng.random)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -100,6 +132,8 @@ class QueryService:
             self._log,
             unavailable=Reason.STORE_UNAVAILABLE,
             retry_after_s=self._settings.retry_after_ms / 1e3,
+            admission=self.admission,
+            streams={"WatchCounts": (reader_pb2.WatchCountsRequest, self.watch_counts)},
         )
 
     async def start(self) -> None:
@@ -109,22 +143,48 @@ class QueryService:
         self._task = asyncio.create_task(self._tail.run(self._settings.tail_interval_ms / 1e3))
         self._task.add_done_callback(self._tail_ended)
 
+    async def warm(self, entities: Sequence[str], seconds: float) -> int:
+        """Loads entities before anybody asks for them, for so long at most; how many it did. Where the store fails it gives up."""
+        deadline_s = asyncio.get_running_loop().time() + seconds
+        for start in range(0, len(entities), ENTITIES_MAX):
+            piece = entities[start : start + ENTITIES_MAX]
+            left_s = deadline_s - asyncio.get_running_loop().time()
+            try:
+                await self._reads.load(piece, max(0.0, left_s))
+            except (BackendUnavailable, CallRefused):
+                return start
+        return len(entities)
+
+    def hottest(self, count: int) -> list[str]:
+        """So many of the entities in memory: those that were read last."""
+        return self._cache.hottest(count)
+
+    def end_watches(self) -> None:
+        """Tells the callers of watches that the service stops: they would hold up the end of the server for as long as it may take."""
+        self._watches.end()
+
     async def stop(self) -> None:
-        """Stops following the feed, refuses the reads that wait, waits for those under way."""
+        """Ends the watches, stops following the feed, refuses the reads that wait, waits for those under way."""
+        self._watches.end()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self._tail.close()
         await self._reads.close()
 
-    async def get_counts(self, request: reader_pb2.GetCountsRequest, context: Context) -> reader_pb2.GetCountsResponse:
-        """One entity. Raises CallRefused."""
+    async def get_counts(self, request: reader_pb2.GetCountsRequest, context: Context) -> bytes:
+        """One entity: a GetCountsResponse. Raises CallRefused."""
         refuse_if_any([*violations_of(("entity", id_violation(request.entity))), *metrics_violations("metrics", request.metrics)])
-        (entry,), freshness = await self._entries([request.entity], context)
-        return self._counts(request, entry, freshness)
+        need = need_of(request, self._partitions)
+        (entry,), freshness = await self._entries([request.entity], need, context)
+        shape = shape_of(tuple(request.metrics))
+        return single_answer(shape, entry, self._message(freshness, need).SerializeToString())
 
     def get_counts_now(self, data: bytes) -> bytes | None:
-        """The answer to a GetCounts request from memory alone, both as bytes; None for whatever needs more than that, or is refused."""
+        """The answer to a GetCounts request from memory alone, both as bytes; None for whatever is more than that: a load, a wait for
+        what is fresher, a refusal, or the question whether the call is let in."""
+        if len(data) >= BULK_BYTES_MIN or self.admission.shedding.level > Work.CACHED_READ:
+            return None
         try:
             request = reader_pb2.GetCountsRequest.FromString(data)
         except Exception:  # no such message: get_counts refuses it
@@ -134,23 +194,23 @@ class QueryService:
         if request.min_position or request.HasField("max_staleness"):
             return None
         freshness = self._tail.freshness()
-        (entry,), cold = self._cache.lookup([request.entity], self._clock.monotonic_s())
-        return None if cold else self._counts(request, entry, freshness).SerializeToString()
+        (entry,), cold, ageing = self._cache.lookup([request.entity], self._clock.monotonic_s())
+        if cold or ageing:
+            return None
+        return single_answer(shape_of(tuple(request.metrics)), entry, self._message(freshness, NO_NEED).SerializeToString())
 
-    async def batch_get_counts(self, request: reader_pb2.BatchGetCountsRequest, context: Context) -> reader_pb2.BatchGetCountsResponse:
-        """Many entities. Raises CallRefused."""
+    async def batch_get_counts(self, request: reader_pb2.BatchGetCountsRequest, context: Context) -> bytes:
+        """Many entities: a BatchGetCountsResponse. Raises CallRefused."""
         entities = list(request.entities)
         metrics = request.metrics
         refuse_if_any([*_ids("entities", entities, ENTITIES_MAX, Reason.ENTITIES_COUNT), *metrics_violations("metrics", metrics)])
-        entries, freshness = await self._entries(entities, context)
-        response = reader_pb2.BatchGetCountsResponse(freshness=self._message(freshness))
-        add, values_of = response.counts.add, _values_of(metrics)
-        for entry in entries:
-            add().values.extend(values_of(entry.totals))
-        for index, entry in enumerate(entries):
-            if not entry.shards:
-                response.exceptions.add(index=index, known=False)
-        return response
+        need = need_of(request, self._partitions)
+        entries, freshness = await self._entries(entities, need, context)
+        return batch_answer(shape_of(tuple(metrics)), entries, self._message(freshness, need).SerializeToString())
+
+    def watch_counts(self, request: reader_pb2.WatchCountsRequest, context: Context) -> AsyncGenerator[bytes, None]:
+        """Many entities, again and again: WatchCountsResponses. The iterator raises CallRefused."""
+        return self._watches.watch(request, context.peer())
 
     async def check_edges(self, request: reader_pb2.CheckEdgesRequest, context: Context) -> reader_pb2.CheckEdgesResponse:
         """Membership. Raises CallRefused."""
@@ -161,37 +221,50 @@ class QueryService:
                 *_ids("subjects", subjects, SUBJECTS_MAX, Reason.SUBJECTS_COUNT),
             ]
         )
-        freshness = self._tail.freshness()
+        need = need_of(request, self._partitions)
+        freshness = await self._claim(need, context)
         active = await _in_time(context, self._reads.check_edges(actor, kind, subjects))
-        return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness))
+        return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness, need))
 
     async def list_actors(self, request: reader_pb2.ListActorsRequest, context: Context) -> reader_pb2.ListActorsResponse:
         """Who acts on a subject. Raises CallRefused."""
         rows, token, freshness = await self._page(
             "ListActors", "subject", request.subject, request, context, lambda reader: reader.list_actors
         )
-        items = [reader_pb2.ActorItem(actor=other, ref=ref, occurred_at=_timestamp(at)) for at, other, ref in rows]
-        return reader_pb2.ListActorsResponse(items=items, next_page_token=token, freshness=self._message(freshness))
+        items = [reader_pb2.ActorItem(actor=other, ref=ref, occurred_at=timestamp(at)) for at, other, ref in rows]
+        return reader_pb2.ListActorsResponse(items=items, next_page_token=token, freshness=freshness)
 
     async def list_subjects(self, request: reader_pb2.ListSubjectsRequest, context: Context) -> reader_pb2.ListSubjectsResponse:
         """On what an actor acts. Raises CallRefused."""
         rows, token, freshness = await self._page(
             "ListSubjects", "actor", request.actor, request, context, lambda reader: reader.list_subjects
         )
-        items = [reader_pb2.SubjectItem(subject=other, ref=ref, occurred_at=_timestamp(at)) for at, other, ref in rows]
-        return reader_pb2.ListSubjectsResponse(items=items, next_page_token=token, freshness=self._message(freshness))
+        items = [reader_pb2.SubjectItem(subject=other, ref=ref, occurred_at=timestamp(at)) for at, other, ref in rows]
+        return reader_pb2.ListSubjectsResponse(items=items, next_page_token=token, freshness=freshness)
 
-    def _counts(self, request: reader_pb2.GetCountsRequest, entry: Entry, freshness: Freshness) -> reader_pb2.GetCountsResponse:
-        return reader_pb2.GetCountsResponse(
-            values=_values_of(request.metrics)(entry.totals), known=bool(entry.shards), freshness=self._message(freshness)
-        )
+    async def _claim(self, need: Need, context: Context) -> Freshness:
+        """What an answer may claim that is read from now on, after waiting for what the call needs, if there is time."""
+        if need is NO_NEED:
+            return self._tail.freshness()
+        satisfied = await self._tail.reach(need, min(self._settings.freshness_wait_ms_max / 1e3, _patience_s(context)))
+        return self._tail.freshness()._replace(satisfied=satisfied)
 
-    async def _entries(self, entities: Sequence[str], context: Context) -> tuple[list[Entry], Freshness]:
+    async def _entries(self, entities: Sequence[str], need: Need, context: Context) -> tuple[list[Entry], Freshness]:
         """The entries of valid ids, in place, and what they may claim together."""
-        freshness, epoch = self._tail.freshness(), self._cache.epoch
-        entries, cold = self._cache.lookup(entities, self._clock.monotonic_s())
+        return await self._look(entities, await self._claim(need, context), _patience_s(context))
+
+    async def _look(
+        self, entities: Sequence[str], freshness: Freshness | None = None, patience_s: float = math.inf
+    ) -> tuple[list[Entry], Freshness]:
+        """The same, with a claim that was made before: by default, right now."""
+        if freshness is None:
+            freshness = self._tail.freshness()
+        epoch = self._cache.epoch
+        entries, cold, ageing = self._cache.lookup(entities, self._clock.monotonic_s())
+        if ageing:
+            self._reads.load_ahead([entities[index] for index in ageing])
         if cold:
-            loaded, complete = await self._reads.load([entities[index] for index in cold], _patience_s(context))
+            loaded, complete = await self._reads.load([entities[index] for index in cold], patience_s)
             for index, entry in zip(cold, loaded, strict=True):
                 entries[index] = entry
             if not complete:
@@ -208,27 +281,28 @@ class QueryService:
         request: reader_pb2.ListActorsRequest | reader_pb2.ListSubjectsRequest,
         context: Context,
         lister: Callable[[StoreReader], Callable[[str, int, ListCursor | None, int], list[ListCursor]]],
-    ) -> tuple[list[ListCursor], str, Freshness]:
-        """A page's rows, the token of the next page ("" if there is none), and what they may claim."""
+    ) -> tuple[list[ListCursor], str, common_pb2.Freshness]:
+        """A page's rows, the token of the next page ("" if there is none), and what they claim."""
         kind = int(request.kind)
         size = request.page_size or PAGE_SIZE_DEFAULT
         violations = violations_of(
             (of_field, id_violation(of)), ("kind", kind_violation(kind)), ("page_size", page_size_violation(request.page_size))
         )
         refuse_if_any(violations)
+        need = need_of(request, self._partitions)
         after = None
         if request.page_token:  # looked at last: it belongs to a valid request
             after = self._tokens.decode(method, of, kind, request.page_token)
             if after is None:
                 raise CallRefused.of([Violation("page_token", Reason.PAGE_TOKEN_INVALID)])
-        freshness = self._tail.freshness()
+        freshness = await self._claim(need, context)
         rows = await _in_time(context, self._reads.read(lambda reader: lister(reader)(of, kind, after, size + 1)))
         token = self._tokens.encode(method, of, kind, rows[size - 1]) if len(rows) > size else ""
-        return rows[:size], token, freshness
+        return rows[:size], token, self._message(freshness, need)
 
-    def _message(self, freshness: Freshness) -> common_pb2.Freshness:
-        as_of, position, stale = self._tail.aged(freshness)
-        return common_pb2.Freshness(as_of=None if as_of is None else _timestamp(as_of), position=position, stale=stale)
+    def _message(self, freshness: Freshness, need: Need) -> common_pb2.Freshness:
+        """A claim as it goes out."""
+        return freshness_message(self._tail.aged(freshness, need))
 
     def _tail_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
@@ -256,17 +330,3 @@ def _ids(field: str, values: Sequence[str], count_max: int, reason: Reason) -> l
     """The broken rules of a repeated id. Of too many, not each is looked at."""
     count = violations_of((field, count_violation(len(values), count_max, reason)))
     return count or id_violations(field, values)
-
-
-def _values_of(metrics: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
-    """Picks the metrics, in their order, out of an entry's totals."""
-    numbers = [int(metric) for metric in metrics]
-    if len(numbers) == 1:
-        return itemgetter(slice(numbers[0], numbers[0] + 1))
-    return itemgetter(*numbers)
-
-
-def _timestamp(microseconds: int) -> Timestamp:
-    # By hand: FromMicroseconds takes 90 ns more, an eighth, for each of up to 1,000 items of a page.
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=rest * 1_000)

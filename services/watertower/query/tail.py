@@ -24,6 +24,17 @@ class Freshness(NamedTuple):
     as_of: int | None  # microseconds; everything acknowledged before is included; None: nothing is claimed
     position: bytes  # a token of core/positions.py
     stale: bool
+    satisfied: bool  # it is as fresh as the request asked
+
+
+class Need(NamedTuple):
+    """How fresh a call wants its answer."""
+
+    position: Position | None  # to be included
+    staleness_us_max: int | None  # as_of may lie so far back
+
+
+NO_NEED = Need(None, None)
 
 
 class FeedTail:
@@ -38,22 +49,25 @@ class FeedTail:
         log: FilteringBoundLogger,
         partitions: int,
         stale_after_ms: int,
+        needs_waiting_max: int,
         pool: Executor,
     ) -> None:
-        """`pool` is for the looks at the feed, one at a time; it is shut down by `close`."""
+        """At most `needs_waiting_max` calls wait in `reach`. `pool` is for the looks at the feed, one at a time; `close` shuts it down."""
         self._reader, self._feed, self._cache, self._clock, self._log = reader, feed, cache, clock, log
         self._stale_after_us = stale_after_ms * 1_000
         self._generation = reader.identity.generation
         self._ends = [-1] * partitions
         self._as_of = [0] * partitions  # 0: never heard of
         self._position = self.nothing.position  # what `_ends` say, encoded
+        self._needs_waiting_max = needs_waiting_max
+        self._waiting: dict[asyncio.Future[None], Need] = {}
         self._pool = pool
         self.started = False
 
     @property
     def nothing(self) -> Freshness:
         """What an answer of unknown age claims."""
-        return Freshness(None, encode_position(Position(self._generation, {})), True)
+        return Freshness(None, encode_position(Position(self._generation, {})), stale=True, satisfied=False)
 
     def freshness(self) -> Freshness:
         """What an answer may claim that is read from now on, from the cache or from the store.
@@ -64,12 +78,44 @@ class FeedTail:
         as_of = min(self._as_of)
         if not as_of:
             return self.nothing._replace(position=self._position)
-        return Freshness(as_of, self._position, stale=False)
+        return Freshness(as_of, self._position, stale=False, satisfied=True)
 
-    def aged(self, freshness: Freshness) -> Freshness:
-        """A claim as it goes out: a read may have waited for long."""
-        old = freshness.as_of is not None and self._clock.now_us() - freshness.as_of > self._stale_after_us
-        return freshness._replace(stale=True) if old else freshness
+    def aged(self, freshness: Freshness, need: Need = NO_NEED) -> Freshness:
+        """A claim as it goes out to a call with that need: a read may have waited for long."""
+        if need is NO_NEED:
+            freshness = freshness._replace(satisfied=True)
+        if freshness.as_of is not None:
+            age_us = self._clock.now_us() - freshness.as_of
+            if age_us > self._stale_after_us:
+                freshness = freshness._replace(stale=True)
+            if need.staleness_us_max is not None and age_us > need.staleness_us_max:
+                freshness = freshness._replace(satisfied=False)
+        return freshness
+
+    def meets(self, need: Need) -> bool:
+        """Whether what `freshness` claims now is as fresh as that."""
+        position, staleness_us_max = need
+        if position is not None:
+            ends = self._ends
+            if position.generation != self._generation or any(ends[partition] < end for partition, end in position.offsets.items()):
+                return False
+        return staleness_us_max is None or self._clock.now_us() - min(self._as_of) <= staleness_us_max
+
+    async def reach(self, need: Need, wait_s: float) -> bool:
+        """Waits until `meets(need)`, `wait_s` at most; whether it does. Does not wait for another generation's positions, which it
+        will never have, nor where too many wait already."""
+        if self.meets(need):
+            return True
+        foreign = need.position is not None and need.position.generation != self._generation
+        if foreign or len(self._waiting) >= self._needs_waiting_max:
+            return False
+        met: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[met] = need
+        try:
+            await asyncio.wait([met], timeout=wait_s)
+        finally:
+            del self._waiting[met]
+        return self.meets(need)
 
     async def start(self) -> None:
         """Takes its place at the feed's end. The rows as they are then stand for all messages before."""
@@ -84,6 +130,9 @@ class FeedTail:
         for message in await asyncio.get_running_loop().run_in_executor(self._pool, self._feed.poll):
             for _ in self.take(message):
                 await asyncio.sleep(0)
+        for met, need in self._waiting.items():
+            if not met.done() and self.meets(need):
+                met.set_result(None)
 
     async def run(self, interval_s: float) -> None:
         """Steps for good. While the store cannot be read it goes on trying: the answers' as_of shows it."""

@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awatertower/v1/common.proto\x12\rwatertower.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\tFreshness\x12)\n\x05\x61s_of\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x02 \x01(\x0c\x12\r\n\x05stale\x18\x03 \x01(\x08\x12\x11\n\tsatisfied\x18\x04 \x01(\x08*N\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_FOLLOW\x10\x01\x12\r\n\tKIND_LIKE\x10\x02\x12\x10\n\x0cKIND_COMMENT\x10\x03*C\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x11\n\rSTATE_REMOVED\x10\x02*\xa8\x01\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x14\n\x10METRIC_FOLLOWERS\x10\x01\x12\x14\n\x10METRIC_FOLLOWING\x10\x02\x12\x10\n\x0cMETRIC_LIKES\x10\x03\x12\x16\n\x12METRIC_LIKES_GIVEN\x10\x04\x12\x13\n\x0fMETRIC_COMMENTS\x10\x05\x12\x1b\n\x17METRIC_COMMENTS_WRITTEN\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awatertower/v1/common.proto\x12\rwatertower.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\tFreshness\x12)\n\x05\x61s_of\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x02 \x01(\x0c\x12\r\n\x05stale\x18\x03 \x01(\x08\x12\x11\n\tsatisfied\x18\x04 \x01(\x08*N\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_FOLLOW\x10\x01\x12\r\n\tKIND_LIKE\x10\x02\x12\x10\n\x0cKIND_COMMENT\x10\x03*C\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x11\n\rSTATE_REMOVED\x10\x02*\xa8\x01\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x14\n\x10METRIC_FOLLOWERS\x10\x01\x12\x14\n\x10METRIC_FOLLOWING\x10\x02\x12\x10\n\x0cMETRIC_LIKES\x10\x03\x12\x16\n\x12METRIC_LIKES_GIVEN\x10\x04\x12\x13\n\x0fMETRIC_COMMENTS\x10\x05\x12\x1b\n\x17METRIC_COMMENTS_WRITTEN\x10\x06\x42-\n\rwatertower.v1P\x01Z\x1awatertower/v1;watertowerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'watertower.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rwatertower.v1P\001Z\032watertower/v1;watertowerv1'
   _globals['_KIND']._serialized_start=186
   _globals['_KIND']._serialized_end=264
   _globals['_STATE']._serialized_start=266

@@ -26,13 +26,14 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from watertower.v1 import common_pb2 as watertower_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awatertower/v1/writer.proto\x12\rwatertower.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awatertower/v1/common.proto\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.watertower.v1.Event\"\xad\x01\n\x05\x45vent\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0b\n\x03ref\x18\x04 \x01(\t\x12#\n\x05state\x18\x05 \x01(\x0e\x32\x14.watertower.v1.State\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x14RecordEventsResponse\x12\x13\n\x0bwrite_token\x18\x01 \x01(\x0c\x32k\n\x10\x45ngagementWriter\x12W\n\x0cRecordEvents\x12\".watertower.v1.RecordEventsRequest\x1a#.watertower.v1.RecordEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awatertower/v1/writer.proto\x12\rwatertower.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awatertower/v1/common.proto\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.watertower.v1.Event\"\xad\x01\n\x05\x45vent\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.watertower.v1.Kind\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0b\n\x03ref\x18\x04 \x01(\t\x12#\n\x05state\x18\x05 \x01(\x0e\x32\x14.watertower.v1.State\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x14RecordEventsResponse\x12\x13\n\x0bwrite_token\x18\x01 \x01(\x0c\x32k\n\x10\x45ngagementWriter\x12W\n\x0cRecordEvents\x12\".watertower.v1.RecordEventsRequest\x1a#.watertower.v1.RecordEventsResponseB-\n\rwatertower.v1P\x01Z\x1awatertower/v1;watertowerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'watertower.v1.writer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rwatertower.v1P\001Z\032watertower/v1;watertowerv1'
   _globals['_RECORDEVENTSREQUEST']._serialized_start=106
   _globals['_RECORDEVENTSREQUEST']._serialized_end=165
   _globals['_EVENT']._serialized_start=168

@@ -37,7 +37,7 @@ def folder() -> Path:
 
 def jars(name: str, dependencies: tuple[Dependency, ...]) -> Path:
     """The folder with the jars of an engine and of all that they need. Raises EngineFailed with Maven's words."""
-    return _once(name, lambda made: _fetch(made, dependencies))
+    return once(name, lambda made: _fetch(made, dependencies))
 
 
 def has_jars(name: str) -> bool:
@@ -50,18 +50,20 @@ def certificates() -> Path:
 
     ca.pem is what clients trust; server.pem (key, certificate, authority) is for Kafka, server.p12 for Cassandra.
     """
-    return _once("certificates", _certify)
+    return once("certificates", _certify)
 
 
-def _once(name: str, make: Callable[[Path], None]) -> Path:
-    done = folder() / name
+def once(name: str, make: Callable[[Path], None], root: Path | None = None) -> Path:
+    """The folder `name` of `root` (the engines' one), made by `make` if it is not there yet; `make` is given a folder of another name."""
+    root = root or folder()
+    done = root / name
     if done.is_dir():
         return done
-    with (folder() / "lock").open("w") as lock:
+    with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if done.is_dir():  # another process made it while this one waited
             return done
-        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder()))
+        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
         try:
             make(made)
             made.chmod(0o755)

@@ -52,6 +52,8 @@ KINDS = {
     "feed_lost": 0.02,
     "feed_late": 0.05,
     "publish_failed": 0.01,
+    # watches
+    "watch_not_read": 0.05,
     # the embedded store
     "sync_failed": 0.02,
     # an actor's partition in Cassandra

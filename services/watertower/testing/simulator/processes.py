@@ -10,6 +10,7 @@ from watertower.core.positions import Position, decode_position
 from watertower.errors import BackendUnavailable, StartRefused
 from watertower.ingest.service import IngestService
 from watertower.projector.projector import Projector
+from watertower.query.cache import ENTRY_BYTES, NEVER_LOADED, SHARD_BYTES, CountsCache, Entry, Load
 from watertower.query.service import QueryService
 from watertower.testing.simulator.kernel import GreenletExecutor, blocking, process_name, wait
 from watertower.testing.simulator.log import SimulatedLogReader, SimulatedLogWriter
@@ -129,6 +130,25 @@ class ProjectorNode(Node):
                 self.clock.sleep(step.wait_s)
 
 
+def once_at_a_time(cache: CountsCache, world: World, name: str) -> None:
+    """Sees to it that a process loads an entry once at a time, whoever waits for it; again only after a gap in the feed."""
+    begin, abandon = cache.begin, cache.abandon
+    under_way: set[tuple[Entry, int]] = set()
+
+    def begin_alone(load: Load, now_s: float) -> None:
+        begin(load, now_s)
+        loads = {(entry, load.epoch) for entry in load.entries}
+        if loads & under_way and not world.failed.done():
+            world.failed.set_exception(Broken("one read of an entity at a time", f"{name} reads {load.entities}"))
+        under_way.update(loads)
+
+    def abandon_seen(load: Load) -> None:  # `finish` ends with it, too
+        under_way.difference_update((entry, load.epoch) for entry in load.entries)
+        abandon(load)
+
+    cache.begin, cache.abandon = begin_alone, abandon_seen  # type: ignore[method-assign] # of this one
+
+
 class QueryNode(Node):
     """QueryService on the store and the feed."""
 
@@ -137,6 +157,7 @@ class QueryNode(Node):
         self.service: QueryService | None = None
         self._starting: QueryService | None = None
         self._seen: dict[int, int] = {}
+        self._settings = QuerySettings.model_construct()
 
     def start(self) -> None:
         if not self._tasks:
@@ -151,8 +172,9 @@ class QueryNode(Node):
 
     async def _run(self) -> None:
         world, rng = self.world, self.rng
-        settings = QuerySettings.model_construct(
-            cache_entities_max=rng.choice((3, 100)),
+        settings = self._settings = QuerySettings.model_construct(
+            stale_age_ms_max=rng.choice((5_000, 3_600_000)),
+            cache_bytes_max=rng.choice((3, 100)) * (ENTRY_BYTES + 3 * SHARD_BYTES),
             cache_age_ms_max=rng.choice((3_000, 20_000, 600_000)),
             tail_interval_ms=200,
             stale_after_ms=int(STALE_AFTER_S * 1e3),
@@ -167,6 +189,7 @@ class QueryNode(Node):
                 world.partitions,
                 pool=lambda workers, name: GreenletExecutor(self.spawn, name),
             )
+            once_at_a_time(service._cache, world, self.name)
             try:
                 await service.start()
                 break
@@ -176,6 +199,25 @@ class QueryNode(Node):
         self.service = service
         world.trace.say(self.name, "is ready")
         await service.failed
+
+    def held(self, entities: list[str]) -> dict[str, tuple[Entry, float, float]]:
+        """What memory has of entities: entries, when their last loads began, and how long ago that is."""
+        if self.service is None:
+            return {}
+        entries = {entity: self.service._cache.held(entity) for entity in entities}
+        return {
+            entity: (entry, entry.began_s, self.clock.monotonic_s() - entry.began_s)
+            for entity, entry in entries.items()
+            if entry is not None and entry.epoch != NEVER_LOADED
+        }
+
+    def check_ages(self, before: dict[str, tuple[Entry, float, float]]) -> None:
+        """An answer came. What `held` said `before` the question, and was too old then, is another entry now or was loaded again."""
+        now = self.held(list(before))
+        for entity, (entry, began_s, age_s) in before.items():
+            same = entity in now and now[entity][:2] == (entry, began_s)
+            if same and age_s > max(self._settings.stale_age_ms_max, self._settings.cache_age_ms_max) / 1e3:
+                raise Broken("nothing is served past its age", f"{self.name}: {entity} was loaded {age_s:.1f} s before the question")
 
     def seen(self) -> dict[int, int]:
         """Up to where its answers so far went."""

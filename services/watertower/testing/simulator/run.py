@@ -25,6 +25,7 @@ from watertower.testing.simulator.log import SimulatedLogReader
 from watertower.testing.simulator.processes import PROJECTORS, IngestNode, Node, ProjectorNode, QueryNode, reached
 from watertower.testing.simulator.reference import METRICS_OF_KIND
 from watertower.testing.simulator.replicas import progress_write
+from watertower.testing.simulator.watchers import Watchers
 from watertower.testing.simulator.world import CLOCK_OFF_US_MAX, Broken, Parts, World, events_in
 from watertower.v1 import reader_pb2
 
@@ -130,6 +131,8 @@ async def _day(world: World, scenario: Scenario) -> None:
     reading = [world.spawn(readers.run(n)) for n in range(3)]
     if world.cassandra:
         reading.append(world.spawn(readers.run_lists()))
+    watchers = Watchers(world, queries)
+    reading += [world.spawn(watchers.run(n)) for n in range(2)]
     observer = world.spawn(_observe(world, queries))
     nemesis = world.spawn(_nemesis(world, ingests, projectors, queries))
     await asyncio.gather(*calling)
@@ -365,7 +368,7 @@ async def _check_served(world: World, node: QueryNode, entity: str) -> None:
         raise Broken("everything goes on", f"{node.name} is not ready")
     request = reader_pb2.GetCountsRequest(entity=entity, metrics=METRIC_NUMBERS)
     context: Any = Deadline(world)
-    answer = await asyncio.wait_for(node.service.get_counts(request, context), 60.0)
+    answer = reader_pb2.GetCountsResponse.FromString(await asyncio.wait_for(node.service.get_counts(request, context), 60.0))
     position = node.saw(answer.freshness, node.seen()).offsets
     ends = world.ends()
     if any(position.get(p, -1) != end for p, end in ends.items()) or (answer.freshness.stale and not world.undecodable):

@@ -5,10 +5,11 @@ An invariant that breaks ends the run; `Broken` names it.
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from watertower.codec import UndecodableRecord, decode_batch
+from watertower.core.model import Metric
 from watertower.core.positions import Position
 from watertower.ports import CountsFeed, FeedReader, LogIdentity, LogRecord, Store, StoreIdentity, StoreReader
 from watertower.projector.projector import Projector
@@ -212,6 +213,12 @@ class World:
                 raise Broken("acknowledged events are in the log", f"{event} is acknowledged at {end}, in the log at {offset}")
             self.acknowledged_events[event] = None
         self.acknowledged.append((self.loop.now_s, position))
+
+    def check_count(self, invariant: str, entity: str, metric: Metric, value: int, offsets: Mapping[int, int]) -> None:
+        """A count that was shown is one that there was at or after a position."""
+        possible = self.reference.values_since(entity, metric, offsets, self.partitions)
+        if value not in possible:
+            raise Broken(invariant, f"{entity} {metric.name} {value}, not one of {sorted(possible)} at or after {dict(offsets)}")
 
     def check_freshness(self, as_of: int | None, position: Position, stale: bool, stale_after_s: float) -> None:
         """What an answer says of its age, now."""

@@ -1,0 +1,239 @@
+"""Micro-batches: calls that are made at the same time go in one request.
+
+A call that finds nothing under way is sent in the same turn of the event loop, so a lone caller waits for nobody. While a request is on
+its way, the next one fills: it goes when it is full, when the one before is answered, or after a few milliseconds. The busier it gets
+the bigger the batches are, and the cheaper each call is.
+"""
+
+import asyncio
+import re
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, TooManyWaiting, Violation
+from watertower.client.options import ClientOptions
+from watertower.client.peer import AttemptFailed, Method, Peer, closed
+
+P = TypeVar("P")  # what a caller hands in
+R = TypeVar("R")  # what it gets
+
+_INDEXED = re.compile(r"(?P<list>[a-z_]+)\[(?P<index>[0-9]{1,9})\](?P<rest>.*)", re.DOTALL)
+
+
+class Entry(Generic[P, R]):
+    """One caller's part of a batch."""
+
+    __slots__ = ("deadline_s", "last", "payload", "result")
+
+    def __init__(self, payload: P, deadline_s: float) -> None:
+        self.payload = payload
+        self.deadline_s = deadline_s  # of the peer's clock
+        self.result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self.last: Refusal | None = None  # of the attempt before
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody still waits for the result."""
+        return not self.result.done()
+
+    def fail(self, error: Exception) -> None:
+        if self.waits:
+            self.result.set_exception(error)
+
+    def succeed(self, result: R) -> None:
+        if self.waits:
+            self.result.set_result(result)
+
+
+class Batch(ABC, Generic[P, R]):
+    """Entries that go in one request."""
+
+    def __init__(self, items_max: int) -> None:
+        self.items_max = items_max
+        self.entries: list[Entry[P, R]] = []
+        self.due = False  # it has waited long enough
+
+    @property
+    @abstractmethod
+    def items(self) -> int:
+        """Events or different entities in it."""
+
+    @abstractmethod
+    def fits(self, payload: P) -> bool:
+        """Whether there is room for one more."""
+
+    def add(self, entry: Entry[P, R]) -> None:
+        """One more entry, which fits."""
+        self.entries.append(entry)
+
+    @abstractmethod
+    def request(self) -> Any:
+        """The message for the entries as they are now."""
+
+    @abstractmethod
+    def deliver(self, answer: Any) -> None:
+        """Gives every entry its part of the answer to `request`."""
+
+    @abstractmethod
+    def owners(self, index: int) -> Iterable[tuple[Entry[P, R], int]]:
+        """Whose the item at a place of the last request is, and its place as the owner counts."""
+
+    def keep(self, entries: list[Entry[P, R]]) -> None:
+        """Leaves only these."""
+        self.entries = entries
+
+
+class Batcher(Generic[P, R]):
+    """Collects calls into batches and sends them, with retries. Belongs to one event loop."""
+
+    def __init__(self, peer: Peer, method: Method, new_batch: Callable[[Any], Batch[P, R]], options: ClientOptions) -> None:
+        """`new_batch(key)` makes an empty batch for entries of one key."""
+        self._peer, self._method, self._new_batch = peer, method, new_batch
+        self._calls_max, self._wait_s = options.batch_calls_max, options.batch_wait_ms_max / 1e3
+        self._waiting_max = options.waiting_items_max
+        self._waiting = 0  # items of callers that have no answer yet
+        self._queue: deque[Batch[P, R]] = deque()
+        self._filling: dict[Hashable, Batch[P, R]] = {}  # the last batch of each key, while it is in the queue
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._launch_planned = False
+        self._closed = False
+
+    async def submit(self, key: Hashable, payload: P, items: int, deadline_s: float) -> R:
+        """The result of one caller's items. Raises ClientError, at the latest at the deadline."""
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        if self._waiting + items > self._waiting_max:
+            raise TooManyWaiting(f"{self._waiting} items wait for {self._peer.target}, and {self._waiting_max} may (waiting_items_max)")
+        self._peer.admit(items)
+        entry: Entry[P, R] = Entry(payload, deadline_s)
+        self._waiting += items
+        try:
+            self._place(key, entry)
+            async with asyncio.timeout(self._peer.left_s(deadline_s)):
+                return await entry.result
+        except TimeoutError:
+            raise self._peer.out_of_time(entry.last) from None
+        finally:
+            self._waiting -= items
+
+    async def close(self) -> None:
+        """Ends what is under way; whoever waits gets ClientClosed."""
+        self._closed = True
+        tasks = list(self._under_way)
+        for task in tasks:
+            task.cancel()
+        for batch in self._queue:
+            _fail(batch, closed)
+        self._queue.clear()
+        self._filling.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _place(self, key: Hashable, entry: Entry[P, R]) -> None:
+        batch = self._filling.get(key)
+        if batch is None or not batch.fits(entry.payload):
+            if batch is not None:
+                batch.due = True  # the next one fills
+            batch = self._filling[key] = self._new_batch(key)
+            self._queue.append(batch)
+            asyncio.get_running_loop().call_later(self._wait_s, self._release, batch)
+        batch.add(entry)
+        if batch.items >= batch.items_max:
+            batch.due = True
+        if not self._launch_planned:
+            self._launch_planned = True
+            # At the end of this turn of the loop: whoever calls in the same turn comes along.
+            asyncio.get_running_loop().call_soon(self._launch)
+
+    def _release(self, batch: Batch[P, R]) -> None:
+        batch.due = True
+        self._launch()
+
+    def _launch(self) -> None:
+        """Sends what is to be sent now."""
+        self._launch_planned = False
+        while len(self._under_way) < self._calls_max:
+            batch = next((batch for batch in self._queue if batch.due or not self._under_way), None)
+            if batch is None:
+                return
+            self._send(batch)
+
+    def _send(self, batch: Batch[P, R]) -> None:
+        self._queue.remove(batch)
+        for key, filling in self._filling.items():
+            if filling is batch:
+                del self._filling[key]
+                break
+        task = asyncio.get_running_loop().create_task(self._carry(batch))
+        self._under_way.add(task)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._queue and not self._closed:
+            self._queue[0].due = True
+            self._launch()
+
+    async def _carry(self, batch: Batch[P, R]) -> None:
+        """One batch to its end: every entry has a result or an error afterwards."""
+        try:
+            await self._attempts(batch)
+        except asyncio.CancelledError:
+            _fail(batch, closed)
+            raise
+        except Exception as error:  # nobody may wait for what has ended
+            fault = error
+            _fail(batch, lambda: fault)
+
+    async def _attempts(self, batch: Batch[P, R]) -> None:
+        peer, number = self._peer, 0
+        while self._alive(batch):
+            request, items = batch.request(), batch.items
+            try:
+                answer = await peer.attempt(self._method, request, max(e.deadline_s for e in batch.entries), items, number)
+            except AttemptFailed as failed:
+                refusal = failed.refusal
+            else:
+                batch.deliver(answer)
+                return
+            if refusal.violations and self._blame(batch, refusal):
+                continue  # not a retry: without what was wrong in it, it is another request, and nothing of it was recorded
+            wait = peer.wait_s(refusal, number)
+            in_time = [] if wait is None else [entry for entry in batch.entries if peer.left_s(entry.deadline_s) > wait]
+            # The others gain nothing from waiting.
+            if wait is None or not in_time or not peer.take_retry():
+                _fail(batch, partial(peer.error, refusal))
+                return
+            for entry in batch.entries:
+                entry.last = refusal
+                if entry not in in_time:
+                    entry.fail(peer.error(refusal))
+            await peer.sleep(wait)
+            number += 1
+
+    def _alive(self, batch: Batch[P, R]) -> bool:
+        """Leaves out whose caller is gone; whether anybody is left."""
+        batch.keep([entry for entry in batch.entries if entry.waits])
+        return bool(batch.entries)
+
+    def _blame(self, batch: Batch[P, R], refusal: Refusal) -> bool:
+        """Fails the entries whose items were named, each with its own part; whether there were any."""
+        blamed: dict[int, tuple[Entry[P, R], list[Violation]]] = {}
+        for violation in refusal.violations:
+            found = _INDEXED.fullmatch(violation.field)
+            if found is None:
+                return False  # of the request as a whole
+            for entry, index in batch.owners(int(found["index"])):
+                own = violation._replace(field=f"{found['list']}[{index}]{found['rest']}")
+                blamed.setdefault(id(entry), (entry, []))[1].append(own)
+        for entry, violations in blamed.values():
+            entry.fail(InvalidRequest(violations, refusal=refusal))
+        return bool(blamed)
+
+
+def _fail(batch: Batch[Any, Any], error: Callable[[], Exception]) -> None:
+    """An error for every entry that waits: one each, since a traceback grows with every place where an error is raised."""
+    for entry in batch.entries:
+        entry.fail(error())

@@ -1,0 +1,136 @@
+"""The calls of one client to its two servers: batched where they can be, retried, each at the position that it asks for."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import grpc
+
+from watertower.client.answers import ALL_METRICS, Counts, Update, position_of
+from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch, EventBatch, Events
+from watertower.client.batching import Batcher
+from watertower.client.channels import open_channel
+from watertower.client.errors import ClientClosed, InvalidRequest
+from watertower.client.near_cache import NearCache
+from watertower.client.options import ClientOptions
+from watertower.client.peer import Peer, Sleep
+from watertower.client.requests import Stamps, metric_names
+from watertower.client.watching import watch
+from watertower.core.model import Metric
+from watertower.core.positions import Position, encode_position
+from watertower.ports import Clock
+from watertower.v1 import reader_pb2, reader_pb2_grpc, writer_pb2_grpc
+
+
+class Transport:
+    """Shared by a client and its sessions. Belongs to the event loop in which it is made."""
+
+    def __init__(
+        self,
+        write_target: str,
+        read_target: str,
+        options: ClientOptions,
+        credentials: grpc.ChannelCredentials | None,
+        clock: Clock,
+        rng: random.Random,
+        sleep: Sleep,
+    ) -> None:
+        self.options, self.clock = options, clock
+        self.stamps = Stamps(clock)
+        self._rng = rng
+        self._channels = [open_channel(target, credentials) for target in (write_target, read_target)]
+        self._writer, self._reader = (Peer(target, options, clock, rng, sleep) for target in (write_target, read_target))
+        self._stub = reader_pb2_grpc.EngagementReaderStub(self._channels[1])
+        record = writer_pb2_grpc.EngagementWriterStub(self._channels[0]).RecordEvents
+        size = options.batch_items_max
+        self._events = Batcher(self._writer, record, lambda key: EventBatch(size), options)
+        # Two, so that what waits for a position does not hold up what does not.
+        self._counts, self._later_counts = (
+            Batcher(self._reader, self._stub.BatchGetCounts, lambda key: EntityBatch(key, size), options) for _ in range(2)
+        )
+        self._near = NearCache(self._watch_all, options, clock, sleep) if options.near_entities_max else None
+
+    def timeout_s(self, timeout_s: float | None) -> float:
+        """What a call has, in seconds. Raises ClientClosed."""
+        if self._reader.closed:
+            raise ClientClosed("the client is closed")
+        return self.options.timeout_ms / 1e3 if timeout_s is None else timeout_s
+
+    async def record(self, messages: Events, timeout_s: float) -> bytes:
+        """Records events of one caller; the write token. Raises ClientError."""
+        deadline_s = self.clock.monotonic_s() + timeout_s
+        parts = _parts(messages, self.options.batch_items_max)
+        submits = (self._events.submit(None, part, len(part), deadline_s) for part in parts)
+        # Every part to its end: a caller that hears of an error must not have events under way.
+        tokens = await asyncio.gather(*submits, return_exceptions=True)
+        position: Position | None = None
+        for number, token in enumerate(tokens):
+            if isinstance(token, InvalidRequest):
+                raise token.moved(number * self.options.batch_items_max)
+            if isinstance(token, BaseException):
+                raise token
+            written = position_of(token)
+            if len(tokens) == 1 or written is None:
+                return token
+            position = written if position is None else position.merged(written)
+        return b"" if position is None else encode_position(position)
+
+    async def counts(
+        self,
+        entities: Sequence[str],
+        metrics: Sequence[Metric],
+        min_position: Position | None,
+        max_staleness_s: float | None,
+        timeout_s: float,
+    ) -> list[Counts]:
+        """The counts of entities, in place. Raises ClientError."""
+        if self._near is not None:
+            near = self._near.get(entities, metrics, min_position, max_staleness_s)
+            if near is not None:
+                return near
+        key = CountsKey(tuple(metrics), None if max_staleness_s is None else round(max_staleness_s * 1e6))
+        batcher = self._counts
+        if min_position is not None:
+            together = min_position.generation if max_staleness_s is None else encode_position(min_position)
+            key, batcher = key._replace(waits_s=round(timeout_s, 1), together=together), self._later_counts
+        deadline_s = self.clock.monotonic_s() + timeout_s
+        size = self.options.batch_items_max
+        submits = (batcher.submit(key, CountsQuestion(part, min_position), len(part), deadline_s) for part in _parts(entities, size))
+        found: list[Counts] = []
+        for number, part in enumerate(await asyncio.gather(*submits, return_exceptions=True)):
+            if isinstance(part, InvalidRequest):
+                raise part.moved(number * size)
+            if isinstance(part, BaseException):
+                raise part
+            found += part
+        return found
+
+    async def ask(self, method: str, request: Any, min_position: Position | None, max_staleness_s: float | None, timeout_s: float) -> Any:
+        """The answer of another method of the reader. Raises ClientError."""
+        if min_position is not None:
+            request.min_position = encode_position(min_position)
+        if max_staleness_s is not None:
+            request.max_staleness.FromMicroseconds(round(max_staleness_s * 1e6))
+        return await self._reader.call(getattr(self._stub, method), request, self.clock.monotonic_s() + timeout_s)
+
+    def watch(self, request: reader_pb2.WatchCountsRequest) -> AsyncGenerator[Update, None]:
+        """The updates of one watch."""
+        return watch(self._reader, self._stub.WatchCounts, request, self.options, self._rng)
+
+    def _watch_all(self, entities: Sequence[str]) -> AsyncGenerator[Update, None]:
+        return self.watch(reader_pb2.WatchCountsRequest(entities=entities, metrics=metric_names(ALL_METRICS)))
+
+    async def close(self) -> None:
+        """Ends everything that is under way. Idempotent."""
+        self._writer.closed = self._reader.closed = True
+        if self._near is not None:
+            await self._near.close()
+        for batcher in (self._events, self._counts, self._later_counts):
+            await batcher.close()
+        for channel in self._channels:
+            await channel.close()
+
+
+def _parts(items: Sequence[Any], size: int) -> list[Any]:
+    return [items[at : at + size] for at in range(0, len(items), size)]

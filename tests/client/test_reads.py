@@ -1,0 +1,374 @@
+"""Reads and sessions, against a scripted server."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
+from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
+from watertower.client.answers import Freshness, position_of
+from watertower.client.channels import ANSWER_BYTES_MAX
+from watertower.client.seen import Seen
+from watertower.core.positions import Position, decode_position, encode_position
+from watertower.errors import Reason, Violation
+
+EARLIER, LATER = encode_position(Position(1, {0: 1})), encode_position(Position(1, {0: 5}))
+
+
+def test_counts() -> None:
+    """By metric, by name, with whether the entity is known and how fresh that is."""
+
+    async def test() -> None:
+        async with served() as (_, client):
+            await client.follow("ann", "bob")
+            bob = await client.counts("bob", [Metric.FOLLOWERS])
+            assert (bob.entity, bob.values, bob.followers, bob.known) == ("bob", {Metric.FOLLOWERS: 1}, 1, True)
+            assert bob.freshness.as_of is not None
+            assert bob.freshness.as_of.isoformat() == "2023-11-14T22:13:20+00:00"
+            assert bob.freshness.satisfied
+            nobody = await client.counts("nobody")
+            assert (nobody.known, set(nobody.values.values()), list(nobody.values)) == (False, {0}, list(ALL_METRICS))
+
+    run(test)
+
+
+def test_many_counts_come_in_order() -> None:
+    """Also over the bounds of a request; an entity asked for twice is answered twice."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            fake.followers.update({f"e{n}": n for n in range(1, 2_500)})
+            entities = [f"e{n}" for n in range(2_499, 0, -1)] + ["e7", "e7"]
+            found = await client.counts_many(entities)
+            assert [one.entity for one in found] == entities
+            assert [one.followers for one in found] == [*range(2_499, 0, -1), 7, 7]
+            assert sorted(len(request.entities) for request in fake.reads) == [499, 1_000, 1_000]
+
+    run(test)
+
+
+def test_the_same_reads_share_a_place() -> None:
+    """5,000 callers that read one star ask for it once; each has its answer."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            fake.followers["star"] = 9
+            found = await asyncio.gather(*(client.counts("star") for _ in range(5_000)))
+            assert [list(request.entities) for request in fake.reads] == [["star"]]
+            assert {one.followers for one in found} == {9}
+
+    run(test)
+
+
+def test_only_equal_questions_share_a_request() -> None:
+    """Reads of other metrics, or that want another freshness, have requests of their own."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            await asyncio.gather(
+                client.counts("a"),
+                client.counts("b"),
+                client.counts("c", [Metric.LIKES]),
+                client.counts("d", max_staleness_s=2.5),
+            )
+            asked = sorted((list(r.entities), len(r.metrics), r.max_staleness.ToMicroseconds()) for r in fake.reads)
+            assert asked == [(["a", "b"], 6, 0), (["c"], 1, 0), (["d"], 6, 2_500_000)]
+
+    run(test)
+
+
+def test_one_readers_mistake_is_not_anothers() -> None:
+    """A named entity fails whoever asked for it, at its place in that caller's list; the others are asked for again."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+
+            def refuse_x(number: int, request: Any) -> Refusal | None:
+                if "x" not in request.entities:
+                    return None
+                return refused(Reason.ID_LENGTH, violations=[Violation(f"entities[{list(request.entities).index('x')}]", Reason.ID_LENGTH)])
+
+            fake.on_read = refuse_x
+            results = await asyncio.gather(
+                client.counts("a"),
+                client.counts_many(["b", "a", "x"]),
+                client.counts("x"),
+                client.counts_many(["b", "c"]),
+                return_exceptions=True,
+            )
+            assert isinstance(results[0], Counts)
+            assert isinstance(results[1], InvalidRequest)
+            assert isinstance(results[2], InvalidRequest)
+            assert [v.field for v in results[1].violations] == ["entities[2]"]
+            assert [v.field for v in results[2].violations] == ["entities[0]"]
+            assert isinstance(results[3], list)
+            assert [one.entity for one in results[3]] == ["b", "c"]
+            assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_mistakes_that_need_no_service_cost_no_request() -> None:
+    """Ids, kinds, metrics and sizes are looked at before anything is sent."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            calls: list[tuple[Any, str, str]] = [
+                (client.counts(""), "entities[0]", "ID_LENGTH"),
+                (client.counts("\udcff"), "entities[0]", "MESSAGE_MALFORMED"),
+                (client.counts_many([]), "entities", "ENTITIES_COUNT"),
+                (client.counts("a", []), "metrics", "METRICS_COUNT"),
+                (client.check("", ["b"]), "actor", "ID_LENGTH"),
+                (client.check("a", []), "subjects", "SUBJECTS_COUNT"),
+                (client.check("a", ["b"] * 1_001), "subjects", "SUBJECTS_COUNT"),
+                (client.check("a", ["b", ""]), "subjects[1]", "ID_LENGTH"),
+                (client.check("a", ["b"], 9), "kind", "KIND_UNKNOWN"),  # type: ignore[arg-type] # what a caller without types may do
+                (client.list_actors("", Kind.LIKE), "subject", "ID_LENGTH"),
+                (client.list_subjects("a", page_size=1_001), "page_size", "PAGE_SIZE"),
+                (anext(client.watch(["a"] * 1_001)), "entities", "ENTITIES_COUNT"),
+            ]
+            for call, field, reason in calls:
+                with pytest.raises(InvalidRequest) as caught:
+                    await call
+                assert [(v.field, v.reason) for v in caught.value.violations] == [(field, reason)]
+            assert not fake.reads
+
+    run(test)
+
+
+def test_edges_and_lists() -> None:
+    """In the order of the question; a page has its items, the next page's token and a freshness."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            await client.follow("ann", "bob")
+            checked = await client.check("ann", ["cid", "bob"])
+            assert checked.active == (False, True)
+            assert [item.id for item in (await client.list_subjects("ann")).items] == ["bob"]
+            page = await client.list_actors("bob", page_size=10)
+            assert ([item.id for item in page.items], page.next_page_token) == (["ann"], "")
+            assert fake.reads[-1].page_size == 10
+            assert page.freshness.satisfied
+
+    run(test)
+
+
+def test_reads_are_retried_and_shed_as_writes_are() -> None:
+    """Batched or not: what passes is repeated, and a time to come back is kept to."""
+
+    async def test() -> None:
+        async with served(rng=Never(), attempts_max=2) as (fake, client):
+            for call in (lambda: client.counts("a"), lambda: client.check("a", ["b"])):
+                fake.reads.clear()
+                fake.on_read = lambda number, request: refused(Reason.READS_FULL, 0.01) if number == 0 else None
+                await call()
+                assert len(fake.reads) == 2
+                fake.reads.clear()
+                fake.on_read = lambda number, request: SHED
+                with pytest.raises(Overloaded):
+                    await call()
+                assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_an_answer_has_a_bound() -> None:
+    """A larger one is refused by this end, and not asked for again."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            fake.edges = {("x" * ANSWER_BYTES_MAX, "bob")}
+            with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
+                await client.list_actors("bob")
+            assert len(fake.reads) == 1
+
+    run(test)
+
+
+def test_a_session_reads_its_own_writes() -> None:
+    """After a write it asks for an answer that includes it; when one did, it asks for nothing."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session()
+            await session.counts("bob")
+            written = await session.follow("ann", "bob")
+            assert (await session.counts("bob")).followers == 1
+            await session.counts("bob")
+            await client.counts("bob")
+            wanted = [request.min_position for request in fake.reads]
+            assert decode_position(wanted[1]).covers(decode_position(written.token))
+            assert [wanted[0], *wanted[2:]] == [b"", b"", b""]
+            await session.follow("ann", "cid")
+            await session.check("ann", ["cid"])
+            await session.follow("ann", "dan")
+            await session.list_actors("dan")
+            assert all(request.min_position for request in fake.reads[-2:])
+
+    run(test)
+
+
+def test_a_session_never_goes_backwards() -> None:
+    """An answer that is older than what the session has seen is asked for again, with the position that it must include."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session()
+            fake.positions = [LATER, EARLIER, LATER]
+            await session.counts("bob")
+            found = await session.counts("bob")
+            assert (found.freshness.position, found.freshness.satisfied) == (LATER, True)
+            assert [request.min_position for request in fake.reads] == [b"", b"", LATER]
+            fake.positions = [EARLIER, LATER]
+            page = await session.list_actors("bob")
+            assert page.freshness.satisfied
+            assert fake.reads[-1].min_position == LATER
+
+    run(test)
+
+
+def test_a_session_is_told_when_it_cannot_have_what_it_asks_for() -> None:
+    """The service has waited and is still behind: the answer it gives says that it is not satisfied. The next read asks again."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session(LATER)
+            fake.positions = [EARLIER, EARLIER, EARLIER, LATER]
+            assert not (await session.counts("bob")).freshness.satisfied
+            assert not (await session.check("ann", ["bob"])).freshness.satisfied
+            assert not (await session.list_subjects("ann")).freshness.satisfied
+            assert (await session.counts("bob")).freshness.satisfied
+            assert [request.min_position for request in fake.reads] == [LATER] * 4
+
+    run(test)
+
+
+def test_a_session_goes_on_elsewhere() -> None:
+    """Its token opens one in another process; a token that is none is refused."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session()
+            await session.follow("ann", "bob")
+            other = client.session(session.token)
+            await other.counts("bob")
+            assert fake.reads[-1].min_position == session.token
+            with pytest.raises(ValueError, match="position"):
+                client.session(b"no token")
+
+    run(test)
+
+
+def test_sessions_that_wrote_share_requests() -> None:
+    """What they wrote is asked for together; each is satisfied by its own write, not by those of the others."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            early, late = client.session(EARLIER), client.session(LATER)
+            fake.positions = [EARLIER]
+            found = await asyncio.gather(early.counts("bob"), late.counts("bob"))
+            assert [one.freshness.satisfied for one in found] == [True, False]
+            assert [request.min_position for request in fake.reads] == [LATER]
+            wrote = [client.session(encode_position(Position(1, offsets))) for offsets in ({0: 3}, {1: 4}, {0: 2})]
+            fake.positions = [encode_position(Position(1, {0: 3, 1: 4}))]
+            found = await asyncio.gather(*(session.counts("bob") for session in wrote))
+            assert all(one.freshness.satisfied for one in found)
+            assert decode_position(fake.reads[-1].min_position) == Position(1, {0: 3, 1: 4})
+            assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_what_waits_holds_up_nothing_else() -> None:
+    """Reads of sessions that wait for their writes leave room for those that do not."""
+
+    async def test() -> None:
+        async with served(batch_calls_max=1) as (fake, client):
+            gate = asyncio.Event()
+
+            async def hold(number: int, request: Any) -> None:
+                if request.min_position:
+                    await gate.wait()
+
+            fake.on_read = hold
+            waiting = asyncio.create_task(client.session(EARLIER).counts("bob"))
+            await until(lambda: fake.reads, "the session's read is there")
+            await client.counts("bob")
+            assert not waiting.done()
+            gate.set()
+            await waiting
+
+    run(test)
+
+
+def test_a_new_generation_is_told_once() -> None:
+    """Rows made anew say nothing about old positions: one answer is not satisfied, then the session goes on from there."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session(LATER)
+            anew = encode_position(Position(2, {0: 1}))
+            fake.positions = [anew, anew]
+            assert not (await session.counts("bob")).freshness.satisfied
+            assert (await session.counts("bob")).freshness.satisfied
+            assert session.token == anew
+
+    run(test)
+
+
+offsets = st.dictionaries(st.integers(0, 3), st.integers(0, 20), min_size=1)
+
+
+class _Answers:
+    """A transport whose service answers at any position, and never waits."""
+
+    def __init__(self, positions: list[dict[int, int]]) -> None:
+        self.positions, self.clock = positions, self
+        self.asked: list[Position | None] = []
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+    async def answer(self, wanted: Position | None, timeout_s: float) -> tuple[Freshness, set[bytes]]:
+        self.asked.append(wanted)
+        position = Position(1, self.positions.pop(0) if self.positions else dict.fromkeys(range(4), 20))
+        token = encode_position(position)
+        return Freshness(None, token, False, wanted is None or position.covers(wanted)), {token}
+
+
+@given(st.lists(offsets, max_size=12), st.lists(st.none() | offsets, max_size=8))
+def test_whatever_answers_a_session_gets(positions: list[dict[int, int]], steps: list[dict[int, int] | None]) -> None:
+    """Every answer includes all writes of the session and every answer before it, or says that it is not satisfied; and what was seen only
+    grows. (None is a read, offsets are a write there.)"""
+
+    async def test() -> None:
+        answers = _Answers(list(positions))
+        session = Session(answers)  # type: ignore[arg-type] # as much of a transport as `_read` takes
+        before: list[Position] = []
+        for step in steps:
+            if step is not None:
+                session._wrote(encode_position(Position(1, step)))
+                before.append(Position(1, step))
+            else:
+                freshness = await session._read(answers.answer, 1.0)
+                position = decode_position(freshness.position)
+                assert freshness.satisfied == all(position.covers(seen) for seen in before)
+                before.append(position)
+            assert all(decode_position(session.token).covers(seen) for seen in before)
+
+    run(test)
+
+
+def test_what_was_seen_only_grows() -> None:
+    """An older generation, and what is no position, change nothing."""
+    seen = Seen(encode_position(Position(2, {0: 3})))
+    for token in (b"", b"garbage", encode_position(Position(1, {0: 9})), encode_position(Position(2, {0: 1}))):
+        seen.add(token)
+    assert position_of(seen.token) == Position(2, {0: 3})
+    assert not seen.included_in(b"")
+    assert Seen().included_in(b"")
+    assert not seen.not_before(encode_position(Position(1, {0: 9})))
+    assert seen.not_before(encode_position(Position(3, {0: 0})))

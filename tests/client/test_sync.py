@@ -1,0 +1,114 @@
+"""The client for threads, against a scripted server in a thread of its own."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+
+from tests.client.fake import FakeServer, serving
+from watertower.client import Client, ClientClosed, InvalidRequest, Kind, SyncClient
+from watertower.client.calls import Calls
+from watertower.client.sync import SyncCalls
+from watertower.v1 import reader_pb2
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    """The server; its loop ends with the test."""
+    started: list[tuple[FakeServer, asyncio.AbstractEventLoop, asyncio.Event]] = []
+    ready = threading.Event()
+
+    async def serve() -> None:
+        async with serving() as server:
+            end = asyncio.Event()
+            started.append((server, asyncio.get_running_loop(), end))
+            ready.set()
+            await end.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(10)
+    server, loop, end = started[0]
+    yield server
+    loop.call_soon_threadsafe(end.set)
+    thread.join()
+
+
+def test_the_same_calls(fake: FakeServer) -> None:
+    """Every call of the async client is there, with the same parameters, and does the same."""
+    for name, method in inspect.getmembers(Calls, inspect.isfunction):
+        if not name.startswith("_"):
+            assert inspect.signature(getattr(SyncCalls, name)).parameters.keys() == inspect.signature(method).parameters.keys(), name
+    with SyncClient(fake.target, fake.target) as client:
+        session = client.session()
+        assert session.follow("ann", "bob").token == session.token
+        client.like("ann", "p")
+        client.unlike("ann", "p")
+        client.comment("ann", "p", "c")
+        client.delete_comment("ann", "p", "c")
+        client.unfollow("ann", "cid")
+        assert [client.counts("bob").followers, *(one.followers for one in session.counts_many(["bob", "cid"]))] == [1, 1, 0]
+        assert session.check("ann", ["bob"]).active == (True,)
+        assert [item.id for item in client.list_actors("bob").items] == ["ann"]
+        assert [item.id for item in client.list_subjects("ann", Kind.FOLLOW).items] == ["bob"]
+        with pytest.raises(InvalidRequest):
+            client.follow("ann", "ann")
+
+
+def test_threads_share_requests(fake: FakeServer) -> None:
+    """What many threads write is all there, in fewer requests than calls."""
+    with SyncClient(fake.target, fake.target) as client, ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: client.follow(f"a{n}", "star"), range(400)))
+    assert fake.followers["star"] == 400
+    assert len(fake.records) < 400
+
+
+def test_a_watch_in_a_loop(fake: FakeServer) -> None:
+    """Is an iterator, and ends when it is closed."""
+    with SyncClient(fake.target, fake.target) as client:
+        updates = client.watch(["a"])
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(next, updates)
+            while not fake.watches:
+                assert not first.done()
+            fake.loop.call_soon_threadsafe(fake.updates.put_nowait, fake.update(a=4))
+            assert [counts.followers for counts in first.result(10).counts] == [4]
+        updates.close()  # type: ignore[attr-defined] # of a generator
+        assert list(updates) == []
+
+
+def test_a_watch_ends_with_its_client(fake: FakeServer) -> None:
+    """Whoever waits for an update hears that the client was closed; an iterator that is left over closes in silence."""
+    client = SyncClient(fake.target, fake.target)
+    waits, left = client.watch(["a"]), client.watch(["b"])
+    with ThreadPoolExecutor(2) as pool:
+        waiting, first = pool.submit(next, waits), pool.submit(next, left)
+        while len(fake.watches) < 2:
+            assert not waiting.done()
+        fake.loop.call_soon_threadsafe(fake.updates.put_nowait, reader_pb2.WatchCountsResponse())
+        done, _ = wait((waiting, first), timeout=10, return_when="FIRST_COMPLETED")
+        assert len(done) == 1
+        client.close()
+        (other,) = {waiting, first} - done
+        with pytest.raises(ClientClosed):
+            other.result(10)
+    del waits, left
+
+
+def test_after_its_end(fake: FakeServer) -> None:
+    """Calls are refused, closing again does nothing, and no thread stays."""
+    client = SyncClient(fake.target, fake.target)
+    client.close()
+    client.close()
+    with pytest.raises(ClientClosed):
+        client.follow("a", "b")
+    assert "watertower-client" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_client_needs_a_running_loop() -> None:
+    """The async client outside of one is refused where it is made, not at its first call."""
+    with pytest.raises(RuntimeError, match="running event loop"):
+        Client()

@@ -1,0 +1,173 @@
+"""Who is let in: shedding by measured waits, the gate of a method, room in the process."""
+
+import asyncio
+import math
+import random
+from typing import Any
+
+import pytest
+
+from watertower.admission import BULK_BYTES_MIN, RETRY_AFTER_S_MAX, WAITS_KEPT, Admission, Gate, Shedding, Work
+from watertower.config import QuerySettings
+from watertower.errors import CallRefused, Reason
+
+WORKS = {"Write": Work.WRITE, "Store": Work.STORE_READ, "Cached": Work.CACHED_READ}
+
+
+def waited(shedding: Shedding, wait_s: float, times: int = WAITS_KEPT) -> Shedding:
+    for _ in range(times):
+        shedding.observe(wait_s)
+    return shedding
+
+
+def shedding(uniform: float = 0.5) -> Shedding:
+    """Thresholds 0.1, 0.2, 0.4, 0.8 and 1.6 s."""
+    return Shedding(0.1, 1.6, 0.5, lambda: uniform)
+
+
+def admission(gates: dict[str, Gate] | None = None, **limits: Any) -> Admission:
+    return Admission(QuerySettings(**limits), WORKS, gates or {}, lambda: 0.5)
+
+
+async def reason_of(entering: Any) -> Reason | None:
+    """None when the call is let in."""
+    try:
+        await entering
+    except CallRefused as refused:
+        return refused.reason
+    return None
+
+
+def test_classes_are_shed_in_order() -> None:
+    """The longer calls wait, the more classes are refused: bulk writes first, reads from memory last, and those too in the end."""
+    found = [[work for work in Work if waited(shedding(), wait_s).sheds(work)] for wait_s in (0.09, 0.16, 0.31, 0.61, 1.21, 2.5)]
+    assert found == [list(Work)[:n] for n in range(6)]
+
+
+def test_a_burst_that_is_worked_off_is_no_overload() -> None:
+    """One short wait among the last ones and nothing is refused."""
+    policy = waited(shedding(0.0), 9.0, WAITS_KEPT - 1)
+    assert not policy.sheds(Work.BULK_WRITE)  # not enough was measured
+    policy.observe(9.0)
+    assert policy.sheds(Work.CACHED_READ)
+    policy.observe(0.05)
+    assert not any(policy.sheds(work) for work in Work)
+
+
+def test_the_refused_share_grows_with_the_wait() -> None:
+    """From nothing at the threshold to everything at twice that, in proportion: the wait can settle in between."""
+    rng = random.Random(1)
+    policy = Shedding(0.1, 1.6, 0.5, rng.random)
+    shares = []
+    for wait_s in (0.1, 0.125, 0.15, 0.175, 0.2):
+        waited(policy, wait_s)
+        shares.append(sum(policy.sheds(Work.BULK_WRITE) for _ in range(4_000)) / 4_000)
+    assert shares == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.04)
+
+
+def test_a_call_that_is_not_taken_at_all_counts_as_an_endless_wait() -> None:
+    """Then even reads from memory are refused, and told to come back after the longest time."""
+    policy = waited(shedding(), math.inf)
+    assert all(policy.sheds(work) for work in Work)
+    assert policy.retry_after_s() == RETRY_AFTER_S_MAX
+
+
+def test_refused_callers_come_back_later_the_longer_the_wait_is_and_never_together() -> None:
+    """Half to one and a half times what grows with the wait; `RETRY_AFTER_S_MAX` bounds it."""
+    calm = [shedding(uniform).retry_after_s() for uniform in (0.0, 0.999)]
+    assert calm == pytest.approx([0.25, 0.75], rel=0.01)
+    busy = [waited(shedding(uniform), 0.3).retry_after_s() for uniform in (0.0, 0.999)]
+    assert busy == pytest.approx([1.0, 3.0], rel=0.01)
+    assert waited(shedding(0.999), 1e6).retry_after_s() < RETRY_AFTER_S_MAX * 1.5
+
+
+@pytest.mark.parametrize(("method", "small", "bulk"), [("Write", 0.41, 0.21), ("Cached", 1.61, 0.33), ("Store", 0.91, 0.33)])
+def test_a_large_request_is_bulk(method: str, small: float, bulk: float) -> None:
+    """From `BULK_BYTES_MIN` bytes on, a call belongs to a class that goes earlier; one byte less does not."""
+
+    async def scenario() -> None:
+        doors = admission(shed_first_ms=100, shed_last_ms=1_600)
+        waited(doors.shedding, 0.39)  # bulk reads at 0.2 are refused by 0.95, writes at 0.4 not yet
+        assert await reason_of(doors.enter(method, BULK_BYTES_MIN, math.inf)) is Reason.OVERLOADED
+        assert await reason_of(doors.enter(method, BULK_BYTES_MIN - 1, math.inf)) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_deadline_has_passed_costs_no_work() -> None:
+    """Nobody waits for its answer."""
+    assert asyncio.run(reason_of(admission().enter("Cached", 10, 0.0))) is Reason.DEADLINE_PASSED
+
+
+def test_calls_in_the_process_are_bounded() -> None:
+    """`calls_max` at once, whatever they do; the next one is refused and told when to come back, until one is over."""
+    doors = admission(calls_max=2)
+    doors.arrive()
+    doors.arrive()
+    with pytest.raises(CallRefused) as refused:
+        doors.arrive()
+    assert refused.value.reason is Reason.CALLS_FULL
+    assert refused.value.retry_after_s
+    doors.depart()
+    doors.arrive()
+    assert doors.calls == 2
+
+
+def test_calls_wait_for_their_turn_in_order() -> None:
+    """A gate lets so many in; whoever leaves hands its place to the one that waits longest."""
+
+    async def scenario() -> None:
+        gate, order = Gate(1, 60.0), list[int]()
+        assert gate.enter_at_once()
+
+        async def call(number: int) -> None:
+            assert not gate.enter_at_once()
+            await gate.enter(math.inf)
+            order.append(number)
+            gate.leave()
+
+        calls = [asyncio.create_task(call(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        assert order == []
+        gate.leave()
+        await asyncio.gather(*calls)
+        assert (order, gate.under_way) == ([0, 1, 2], 0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("queue_s", "left_s", "reason"), [(0.01, 60.0, Reason.CALLS_FULL), (60.0, 0.01, Reason.DEADLINE_PASSED)])
+def test_nobody_waits_for_a_turn_without_a_bound(queue_s: float, left_s: float, reason: Reason) -> None:
+    """`store_queue_ms_max`, or the call's own deadline where that is sooner; the place is then for the next one."""
+
+    async def scenario() -> None:
+        gate = Gate(1, queue_s)
+        doors = admission({"Store": gate})
+        assert await doors.enter("Store", 10, math.inf) is gate
+        assert await reason_of(doors.enter("Store", 10, left_s)) is reason
+        gate.leave()
+        assert gate.under_way == 0
+        assert await doors.enter("Store", 10, math.inf) is gate
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_that_is_gone_keeps_no_place() -> None:
+    """Cancelled while it waits, or at the very moment at which it gets its turn."""
+
+    async def scenario() -> None:
+        for turn_comes in (False, True):
+            gate = Gate(1, 60.0)
+            assert gate.enter_at_once()
+            waiting = asyncio.create_task(gate.enter(math.inf))
+            await asyncio.sleep(0)
+            if turn_comes:
+                gate.leave()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            if not turn_comes:
+                gate.leave()
+            assert gate.under_way == 0
+
+    asyncio.run(scenario())
