@@ -145,6 +145,9 @@ class QuerySettings(ServerSettings):
 
     model_config = SettingsConfigDict(env_prefix="WATERTOWER_QUERY_")
 
+    server: Literal["grpcio", "native"] = Field(
+        "grpcio", description="the gRPC server; native is faster and has fewer limits: behind a mesh or on loopback only"
+    )
     message_bytes_max: Positive = Field(1_048_576, description="bytes of one request; a larger one is refused by the transport")
     cache_bytes_max: Positive = Field(
         268_435_456, description="bytes of counts kept in memory, about; what was read longest ago goes first"

@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Never, TypeAlias
+from typing import Any, Never, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -34,10 +34,24 @@ ANSWER_AHEAD_SHARE, ANSWER_AHEAD_S_MAX = 0.1, 0.3
 """How long before its deadline a call is told that a back end has not answered: this share of the time that it has left, so many seconds
 at most. It then hears UNAVAILABLE and when to come back, instead of nothing."""
 
-Method: TypeAlias = "tuple[type[Message], Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | bytes]]]"
+
+class CallContext(Protocol):
+    """What a method may ask about its call, whichever server it came through."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline; None where there is none."""
+
+    def invocation_metadata(self) -> Iterable[Any] | None:
+        """Pairs of a key and a value: str, or bytes where the key ends in `-bin`."""
+
+    def peer(self) -> str:
+        """Whose connection it is, as in `ipv4:127.0.0.1:50000`."""
+
+
+Method: TypeAlias = "tuple[type[Message], Callable[[Any, CallContext], Awaitable[Message | bytes]]]"
 """The type of the request, and what answers it: with a message or, for a hot path, with the bytes of one."""
 
-Answers: TypeAlias = "Callable[[Any, grpc.aio.ServicerContext[Any, Any]], AsyncGenerator[bytes, None]]"
+Answers: TypeAlias = "Callable[[Any, CallContext], AsyncGenerator[bytes, None]]"
 Stream: TypeAlias = "tuple[type[Message], Answers]"
 """The type of the request, and what answers it, again and again, with the bytes of messages."""
 
@@ -279,15 +293,10 @@ class RpcServer:
         server.add_generic_rpc_handlers(tuple(self._handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
-        host = f"[{self._host}]" if ":" in self._host and not self._host.startswith("[") else self._host
-        address = f"{host}:{self._port}"
         try:
-            port = server.add_insecure_port(address)
+            port = server.add_insecure_port(self._address())
         except RuntimeError as error:
-            raise AddressTaken(
-                f"cannot listen on {address}: the port is taken, or the address is not one of this machine; "
-                "stop what holds the port, or take another"
-            ) from error
+            raise self._address_taken() from error
         await self._say(HealthCheckResponse.NOT_SERVING)
         if self._probe is not None:
             self._probe.listen(server)
@@ -312,6 +321,16 @@ class RpcServer:
             if self._probe is not None:
                 await self._probe.stop()
             await server.stop(grace_s)
+
+    def _address(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host and not self._host.startswith("[") else self._host
+        return f"{host}:{self._port}"
+
+    def _address_taken(self) -> AddressTaken:
+        return AddressTaken(
+            f"cannot listen on {self._address()}: the port is taken, or the address is not one of this machine; "
+            "stop what holds the port, or take another"
+        )
 
     async def _say(self, status: int) -> None:
         for service in ("", *self._services):

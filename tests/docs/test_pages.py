@@ -26,6 +26,7 @@ NOT_RUN = {
     "make debut-cluster": "cold reads from Cassandra time out on a busy machine; tests/engines/test_main_job.py counts on both engines",
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
+    "python -m benchmarks.gets": "needs Go; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
     "cd examples/go\ngo generate .\ngo run .": "tests/languages runs it",

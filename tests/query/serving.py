@@ -11,7 +11,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tests.query.fakes import FakeClock, FakeStore
 from watertower.config import QuerySettings
-from watertower.query.service import SERVICE, QueryService
+from watertower.query.process import server_of
+from watertower.query.service import QueryService
 from watertower.rpc import RpcServer
 from watertower.v1 import reader_pb2_grpc
 
@@ -26,6 +27,11 @@ class Served(NamedTuple):
     channel: grpc.aio.Channel
     port: int
     address: str
+    server: RpcServer
+
+    def pushback(self, ms: int) -> str | None:
+        """The pushback metadata that this server sends where it is to be `ms`: the native one cannot (docs/operating.md)."""
+        return str(ms) if type(self.server) is RpcServer else None
 
 
 class Refusal(NamedTuple):
@@ -40,17 +46,17 @@ class Refusal(NamedTuple):
 
 @asynccontextmanager
 async def served(store: FakeStore | None = None, started: bool = True, **settings: Any) -> AsyncIterator[Served]:
-    """Serves until the block ends. `settings` are those of QuerySettings."""
+    """Serves until the block ends. `settings` are those of QuerySettings, `server` among them."""
     store, clock = store or FakeStore(), FakeClock()
     limits = QuerySettings(**{"tail_interval_ms": 1, **settings})
     service = QueryService(store, store, limits, clock, random.Random(0), store.identity.log.partitions)
-    server = RpcServer("127.0.0.1", 0, [service.handler()], [SERVICE], limits.message_bytes_max, limits, service.admission)
+    server = server_of(service, "127.0.0.1", 0, limits)
     port = await server.start()
     try:
         if started:
             await service.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, port, f"127.0.0.1:{port}")
+            yield Served(reader_pb2_grpc.EngagementReaderStub(channel), store, clock, service, channel, port, f"127.0.0.1:{port}", server)
     finally:
         store.open.set()
         await server.stop(1.0)

@@ -1,4 +1,4 @@
-"""EngagementReader over real gRPC."""
+"""EngagementReader over real gRPC, on every server that can be set."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,6 +13,8 @@ from watertower.core.positions import decode_position
 from watertower.errors import BackendRefused
 from watertower.ports import ListCursor
 from watertower.v1 import reader_pb2 as pb
+
+pytestmark = pytest.mark.usefixtures("each_server")
 
 NOW = FakeClock().us
 FOLLOWERS, FOLLOWING, LIKES = 1, 2, 3
@@ -159,7 +161,7 @@ def test_the_last_known_counts_are_served_stale_when_the_store_fails() -> None:
             s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW)),
         ):
             refused = await refusal(call)
-            assert refused == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [], 500, "500")
+            assert refused == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [], 500, s.pushback(500))
         s.store.broken = None
         assert (await s.stub.GetCounts(pb.GetCountsRequest(entity="fan", metrics=[FOLLOWING]))).values[0] == 1
 
@@ -375,7 +377,7 @@ def test_reads_above_the_limit_are_shed_and_cached_ones_are_not() -> None:
             s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[1])),
             s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW)),
         ):
-            assert await refusal(call) == Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "READS_FULL", [], 250, "250")
+            assert await refusal(call) == Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "READS_FULL", [], 250, s.pushback(250))
         assert (await s.stub.GetCounts(hot)).values[0] == 42
         s.store.open.set()
         await asyncio.gather(*calls)
@@ -397,7 +399,7 @@ def test_a_store_that_does_not_answer_is_said_before_the_deadline() -> None:
             s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW), timeout=0.5),
             s.stub.ListSubjects(pb.ListSubjectsRequest(actor="fan", kind=FOLLOW), timeout=0.5),
         ):
-            assert await refusal(call) == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [], 250, "250")
+            assert await refusal(call) == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [], 250, s.pushback(250))
         assert (await s.stub.GetCounts(hot, timeout=0.5)).values[0] == 42
         s.clock.sleep(100.0)  # what is in memory has to be loaded anew
         answer = await s.stub.GetCounts(hot, timeout=0.5)

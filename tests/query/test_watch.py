@@ -16,6 +16,8 @@ from watertower.v1 import reader_pb2 as pb
 from watertower.v1 import reader_pb2_grpc
 
 FOLLOWERS, LIKES = Metric.FOLLOWERS.value, Metric.LIKES.value
+pytestmark = pytest.mark.usefixtures("each_server")
+
 NOW = 1_700_000_000_000_000
 
 
@@ -168,7 +170,7 @@ def test_there_are_only_so_many_watches(settings: dict[str, int], opened: int) -
             await stream.read()
         shed = await refusal(_read_on(watch(s, "star")))
         assert (shed.code, shed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHES_FULL")
-        assert (shed.retry_ms, shed.pushback_ms) == (500, "500")
+        assert (shed.retry_ms, shed.pushback_ms) == (500, s.pushback(500))
         streams[0].cancel()
         await until(lambda: s.service._watches.open == opened - 1)
         assert (await watch(s, "star").read()).counts

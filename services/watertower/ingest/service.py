@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import grpc
 import structlog
@@ -16,7 +15,7 @@ from watertower.ingest.appender import Appender
 from watertower.ingest.batcher import Batcher
 from watertower.ingest.events import events_of
 from watertower.ports import Clock, LogWriter
-from watertower.rpc import service_handler
+from watertower.rpc import CallContext, service_handler
 from watertower.v1.writer_pb2 import DESCRIPTOR, RecordEventsRequest, RecordEventsResponse
 from watertower.validation import EVENTS_MAX
 
@@ -66,9 +65,7 @@ class IngestService:
             admission=self.admission,
         )
 
-    async def record_events(
-        self, request: RecordEventsRequest, context: "grpc.aio.ServicerContext[RecordEventsRequest, RecordEventsResponse]"
-    ) -> RecordEventsResponse:
+    async def record_events(self, request: RecordEventsRequest, context: CallContext) -> RecordEventsResponse:
         """EngagementWriter.RecordEvents. Raises CallRefused, BackendUnavailable."""
         if self._stopping:
             raise CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s)
@@ -83,8 +80,8 @@ class IngestService:
         self._stopping = True
         await self._appender.drained()
 
-    def _deadline_s(self, context: "grpc.aio.ServicerContext[Any, Any]") -> float:
-        remaining_s: float | None = context.time_remaining()
+    def _deadline_s(self, context: CallContext) -> float:
+        remaining_s = context.time_remaining()
         return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s
 
 

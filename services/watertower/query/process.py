@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 import structlog
 
 from watertower.config import QuerySettings, ServiceSettings
-from watertower.errors import BackendRefused
+from watertower.errors import BackendRefused, StartRefused
 from watertower.query.service import SERVICE, QueryService
 from watertower.query.warm import WarmList
 from watertower.role import Role
@@ -15,6 +15,9 @@ from watertower.rpc import RpcServer
 
 EXIT_FAILED = 1
 """Exit code where a restart may help."""
+
+NOT_IN_NATIVE = ("calls_pending_", "connection_", "connections_", "handshake_", "ping_interval_", "receive_", "tls_")
+"""How the names of settings begin that only grpcio can do."""
 
 
 class QueryProcess:
@@ -47,15 +50,8 @@ class QueryProcess:
         return 0
 
     async def _serve(self, role: Role) -> None:
-        server = RpcServer(
-            self._settings.read_host,
-            self._shared_port or self._settings.read_port,
-            [self._service.handler()],
-            [SERVICE],
-            message_bytes_max=self._limits.message_bytes_max,
-            limits=self._limits,
-            admission=self._service.admission,
-            shared_port=bool(self._shared_port),
+        server = server_of(
+            self._service, self._settings.read_host, self._shared_port or self._settings.read_port, self._limits, bool(self._shared_port)
         )
         stop = role.stopping.event()
         try:
@@ -92,3 +88,21 @@ class QueryProcess:
                 async with asyncio.timeout(self._limits.warm_interval_ms / 1e3):
                     await stop.wait()
             await asyncio.to_thread(self._warm.write, self._service.hottest(self._limits.warm_entities_max))
+
+
+def server_of(service: QueryService, host: str, port: int, limits: QuerySettings, shared_port: bool = False) -> RpcServer:
+    """The server that is set. Raises StartRefused where it is not installed, or lacks what another setting asks for."""
+    handlers, of, size, admission = [service.handler()], [SERVICE], limits.message_bytes_max, service.admission
+    if limits.server == "grpcio":
+        return RpcServer(host, port, handlers, of, size, limits, admission, shared_port)
+    lacking = [f"query_{name}" for name in limits.model_fields_set if name.startswith(NOT_IN_NATIVE)]
+    if lacking:
+        raise StartRefused(
+            f"query_server=native cannot do what is set by {', '.join(sorted(lacking))}; unset that, or set query_server=grpcio"
+        )
+    try:
+        from watertower.rpc_native import NativeRpcServer
+    except ModuleNotFoundError as error:
+        raise StartRefused("query_server=native needs the package pygrpc-native: pip install 'watertower[native]'") from error
+    now = {f"/{SERVICE}/GetCounts": service.get_counts_now}
+    return NativeRpcServer(host, port, handlers, of, size, limits, admission, shared_port, now)

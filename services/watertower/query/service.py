@@ -5,12 +5,12 @@ import math
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 import structlog
 
-from watertower.admission import Admission, Gate, Work
+from watertower.admission import BULK_BYTES_MIN, Admission, Gate, Work
 from watertower.config import QuerySettings
 from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
@@ -21,7 +21,7 @@ from watertower.query.needs import need_of
 from watertower.query.pages import PageTokens
 from watertower.query.tail import NO_NEED, FeedTail, Freshness, Need
 from watertower.query.watch import Watches
-from watertower.rpc import patience_s, service_handler
+from watertower.rpc import CallContext, patience_s, service_handler
 from watertower.v1 import common_pb2, reader_pb2
 from watertower.validation import (
     ENTITIES_MAX,
@@ -39,7 +39,7 @@ from watertower.validation import (
 
 SERVICE: str = reader_pb2.DESCRIPTOR.services_by_name["EngagementReader"].full_name
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Context: TypeAlias = CallContext
 
 T = TypeVar("T")
 
@@ -179,6 +179,25 @@ class QueryService:
         (entry,), freshness = await self._entries([request.entity], need, context)
         shape = shape_of(tuple(request.metrics))
         return single_answer(shape, entry, self._message(freshness, need).SerializeToString())
+
+    def get_counts_now(self, data: bytes) -> bytes | None:
+        """The answer to a GetCounts request from memory alone, both as bytes; None for whatever is more than that: a load, a wait for
+        what is fresher, a refusal, or the question whether the call is let in."""
+        if len(data) >= BULK_BYTES_MIN or self.admission.shedding.level > Work.CACHED_READ:
+            return None
+        try:
+            request = reader_pb2.GetCountsRequest.FromString(data)
+        except Exception:  # no such message: get_counts refuses it
+            return None
+        if id_violation(request.entity) or metrics_violations("metrics", request.metrics):
+            return None
+        if request.min_position or request.HasField("max_staleness"):
+            return None
+        freshness = self._tail.freshness()
+        (entry,), cold, ageing = self._cache.lookup([request.entity], self._clock.monotonic_s())
+        if cold or ageing:
+            return None
+        return single_answer(shape_of(tuple(request.metrics)), entry, self._message(freshness, NO_NEED).SerializeToString())
 
     async def batch_get_counts(self, request: reader_pb2.BatchGetCountsRequest, context: Context) -> bytes:
         """Many entities: a BatchGetCountsResponse. Raises CallRefused."""
