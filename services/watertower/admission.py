@@ -81,9 +81,8 @@ class Shedding:
         return work < self.level and self._uniform() < self._shares[work]
 
     def retry_after_s(self) -> float:
-        """Seconds after which a refused caller may come back: grows with the wait, and half of it to one and a half at random."""
-        grown_s = min(RETRY_AFTER_S_MAX, self._retry_after_s * (1.0 + self.queue_s / self._thresholds_s[0]))
-        return grown_s * (0.5 + self._uniform())
+        """Seconds after which a refused caller may come back, before they are spread at random (rpc.py): grows with the wait."""
+        return min(RETRY_AFTER_S_MAX, self._retry_after_s * (1.0 + self.queue_s / self._thresholds_s[0]))
 
 
 class Gate:
@@ -133,6 +132,7 @@ class Admission:
         self._calls_max = limits.calls_max
         self._works, self._gates = works, gated
         self.shedding = Shedding(limits.shed_first_ms / 1e3, limits.shed_last_ms / 1e3, limits.retry_after_ms / 1e3, uniform)
+        self.uniform = uniform
         self.receiving = Receiving(limits.receive_ms_max / 1e3)
         self.calls = 0
         """Calls in the process."""

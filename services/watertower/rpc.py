@@ -79,7 +79,8 @@ def service_handler(
     `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    refusals, doors = _Refusals(log, unavailable, retry_after_s), _Doors(admission)
+    uniform = (lambda: 0.5) if admission is None else admission.uniform
+    refusals, doors = _Refusals(log, unavailable, retry_after_s, uniform), _Doors(admission)
     for name, (request_type, answer) in methods.items():
         behaviour = _behaviour(f"{service}/{name}", _parser(request_type), answer, refusals, doors)
         # To the caller it is a unary method. Taken as a stream of one request, it is in our hands before the request has arrived.
@@ -129,20 +130,27 @@ class _Doors:
 class _Refusals:
     """Ends calls that failed, as their callers should hear of it."""
 
-    def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float) -> None:
-        self._log, self._unavailable, self._retry_after_s = log, unavailable, retry_after_s
+    def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float, uniform: Callable[[], float]) -> None:
+        self._log, self._unavailable, self._retry_after_s, self._uniform = log, unavailable, retry_after_s, uniform
 
     async def refuse(self, name: str, error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if isinstance(error, CallRefused):
-            await _abort(context, error)
+            await _abort(context, self._spread(error))
         if isinstance(error, BackendUnavailable | BackendRefused):
             # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
             self._log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
-            await _abort(context, CallRefused(self._unavailable, retry_after_s=self._retry_after_s))
+            await _abort(context, self._spread(CallRefused(self._unavailable, retry_after_s=self._retry_after_s)))
         self._log.error("call_failed", method=name, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+    def _spread(self, refusal: CallRefused) -> CallRefused:
+        """Half to one and a half of the time at random: stock clients come back exactly when they are told, all that were told the same
+        together."""
+        if refusal.retry_after_s is None:
+            return refusal
+        return CallRefused(refusal.reason, refusal.violations, refusal.retry_after_s * (0.5 + self._uniform()))
 
 
 def _behaviour(

@@ -29,9 +29,12 @@ class Served(NamedTuple):
     address: str
     server: RpcServer
 
-    def pushback(self, ms: int) -> str | None:
-        """The pushback metadata that this server sends where it is to be `ms`: the native one cannot (docs/operating.md)."""
-        return str(ms) if type(self.server) is RpcServer else None
+    def assert_to_come_back(self, refused: "Refusal", milliseconds: int) -> None:
+        """The caller is told to come back after half to one and a half of this time, in RetryInfo and in the pushback metadata that the
+        native server cannot send (docs/operating.md)."""
+        assert refused.retry_ms is not None
+        assert milliseconds / 2 <= refused.retry_ms < milliseconds * 3 / 2
+        assert refused.pushback_ms == (str(refused.retry_ms) if type(self.server) is RpcServer else None)
 
 
 class Refusal(NamedTuple):

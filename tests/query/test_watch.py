@@ -151,7 +151,7 @@ def test_a_stop_ends_every_watch() -> None:
         s.service._watches.end()
         ended = await refusal(_read_on(stream))
         assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
-        assert ended.retry_ms == 500
+        s.assert_to_come_back(ended, 500)
         assert (await refusal(_read_on(watch(s, "star")))).reason == "STOPPING"
 
     serving(test)
@@ -170,7 +170,7 @@ def test_there_are_only_so_many_watches(settings: dict[str, int], opened: int) -
             await stream.read()
         shed = await refusal(_read_on(watch(s, "star")))
         assert (shed.code, shed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHES_FULL")
-        assert (shed.retry_ms, shed.pushback_ms) == (500, s.pushback(500))
+        s.assert_to_come_back(shed, 500)
         streams[0].cancel()
         await until(lambda: s.service._watches.open == opened - 1)
         assert (await watch(s, "star").read()).counts
