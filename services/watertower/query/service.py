@@ -10,11 +10,12 @@ from typing import TypeAlias, TypeVar
 import grpc
 import structlog
 
-from watertower.admission import BULK_BYTES_MIN, Admission, Gate, Work
+from watertower.admission import Admission, Gate, Work
 from watertower.config import QuerySettings
 from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
 from watertower.query.answers import batch_answer, freshness_message, shape_of, single_answer, timestamp
+from watertower.query.asked import asked
 from watertower.query.cache import CountsCache, Entry
 from watertower.query.loader import StoreReads
 from watertower.query.needs import need_of
@@ -112,6 +113,7 @@ class QueryService:
         }
         self.admission = Admission(settings, _WORKS, gates, rng.random)
         self._task: asyncio.Task[None] | None = None
+        self._said: tuple[Freshness | None, bytes] = None, b""
 
     @property
     def ready(self) -> bool:
@@ -178,26 +180,17 @@ class QueryService:
         need = need_of(request, self._partitions)
         (entry,), freshness = await self._entries([request.entity], need, context)
         shape = shape_of(tuple(request.metrics))
-        return single_answer(shape, entry, self._message(freshness, need).SerializeToString())
+        return single_answer(shape, entry, self._encoded(freshness, need))
 
     def get_counts_now(self, data: bytes) -> bytes | None:
         """The answer to a GetCounts request from memory alone, both as bytes; None for whatever is more than that: a load, a wait for
         what is fresher, a refusal, or the question whether the call is let in."""
-        if len(data) >= BULK_BYTES_MIN or self.admission.shedding.level > Work.CACHED_READ:
+        if self.admission.shedding.level > Work.CACHED_READ or (found := asked(data)) is None:
             return None
-        try:
-            request = reader_pb2.GetCountsRequest.FromString(data)
-        except Exception:  # no such message: get_counts refuses it
-            return None
-        if id_violation(request.entity) or metrics_violations("metrics", request.metrics):
-            return None
-        if request.min_position or request.HasField("max_staleness"):
-            return None
+        entity, shape = found
         freshness = self._tail.freshness()
-        (entry,), cold, ageing = self._cache.lookup([request.entity], self._clock.monotonic_s())
-        if cold or ageing:
-            return None
-        return single_answer(shape_of(tuple(request.metrics)), entry, self._message(freshness, NO_NEED).SerializeToString())
+        (entry,), cold, ageing = self._cache.lookup([entity], self._clock.monotonic_s())
+        return None if cold or ageing else single_answer(shape, entry, self._encoded(freshness, NO_NEED))
 
     async def batch_get_counts(self, request: reader_pb2.BatchGetCountsRequest, context: Context) -> bytes:
         """Many entities: a BatchGetCountsResponse. Raises CallRefused."""
@@ -206,7 +199,7 @@ class QueryService:
         refuse_if_any([*_ids("entities", entities, ENTITIES_MAX, Reason.ENTITIES_COUNT), *metrics_violations("metrics", metrics)])
         need = need_of(request, self._partitions)
         entries, freshness = await self._entries(entities, need, context)
-        return batch_answer(shape_of(tuple(metrics)), entries, self._message(freshness, need).SerializeToString())
+        return batch_answer(shape_of(tuple(metrics)), entries, self._encoded(freshness, need))
 
     def watch_counts(self, request: reader_pb2.WatchCountsRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Many entities, again and again: WatchCountsResponses. The iterator raises CallRefused."""
@@ -303,6 +296,13 @@ class QueryService:
     def _message(self, freshness: Freshness, need: Need) -> common_pb2.Freshness:
         """A claim as it goes out."""
         return freshness_message(self._tail.aged(freshness, need))
+
+    def _encoded(self, freshness: Freshness, need: Need) -> bytes:
+        """The same as bytes, which are those of the answer before until something new is known."""
+        claim = self._tail.aged(freshness, need)
+        if claim != self._said[0]:
+            self._said = claim, freshness_message(claim).SerializeToString()
+        return self._said[1]
 
     def _tail_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
