@@ -145,10 +145,10 @@ def test_calls_that_are_over_before_they_begin_leave_nothing_behind() -> None:
             held: list[Any] = []
             s.server._take = lambda front, events: held.extend(events)  # type: ignore[attr-defined] # the same
             await asyncio.to_thread(attack)
-            await until(lambda: len(held) > 1 and 2 * [kind for kind, *_ in held].count(EVENT_CALL) == len(held))
+            await until(lambda: len(held) > 1 and 2 * [kind for kind, *_ in held].count(EVENT_CALL) == len(held), 60)
             take(s.server._front, held)  # type: ignore[attr-defined] # the calls and what ends them, in one turn
             assert s.server._calls  # type: ignore[attr-defined] # the same
-            await until(lambda: not s.server._calls)  # type: ignore[attr-defined] # the same
+            await until(lambda: not s.server._calls, 60)  # type: ignore[attr-defined] # the same
 
     asyncio.run(run())
 
