@@ -396,18 +396,18 @@ def test_a_store_that_does_not_answer_is_said_before_the_deadline() -> None:
         await s.stub.GetCounts(hot)
         s.store.open.clear()
         for call in (
-            s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[FOLLOWERS]), timeout=0.5),
-            s.stub.BatchGetCounts(pb.BatchGetCountsRequest(entities=["star", "later"], metrics=[FOLLOWERS]), timeout=0.5),
-            s.stub.CheckEdges(pb.CheckEdgesRequest(actor="fan", kind=FOLLOW, subjects=["star"]), timeout=0.5),
-            s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW), timeout=0.5),
-            s.stub.ListSubjects(pb.ListSubjectsRequest(actor="fan", kind=FOLLOW), timeout=0.5),
+            s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[FOLLOWERS]), timeout=3.0),
+            s.stub.BatchGetCounts(pb.BatchGetCountsRequest(entities=["star", "later"], metrics=[FOLLOWERS]), timeout=3.0),
+            s.stub.CheckEdges(pb.CheckEdgesRequest(actor="fan", kind=FOLLOW, subjects=["star"]), timeout=3.0),
+            s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW), timeout=3.0),
+            s.stub.ListSubjects(pb.ListSubjectsRequest(actor="fan", kind=FOLLOW), timeout=3.0),
         ):
             refused = await refusal(call)
             assert refused[:3] == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [])
             s.assert_to_come_back(refused, 250)
-        assert (await s.stub.GetCounts(hot, timeout=0.5)).values[0] == 42
+        assert (await s.stub.GetCounts(hot, timeout=3.0)).values[0] == 42
         s.clock.sleep(100.0)  # what is in memory has to be loaded anew
-        answer = await s.stub.GetCounts(hot, timeout=0.5)
+        answer = await s.stub.GetCounts(hot, timeout=3.0)
         assert (answer.values[0], answer.freshness.stale) == (42, True)
 
     serving(test, filled(), retry_after_ms=250)
