@@ -1,6 +1,6 @@
 """Who is let in when more comes than can be done.
 
-A call passes three doors, before its request is parsed:
+A call passes three doors, the first two before its request is parsed:
 
 1. *Room.* `calls_max` calls are in the process at once, whatever they do: arrive, wait, work, go out. More are refused.
 2. *Shedding.* `queue_s` is how long calls wait now until this process turns to them, which a probe measures (transport.py). Each class
@@ -9,8 +9,8 @@ A call passes three doors, before its request is parsed:
    from memory last. What counts is the least of the last waits: a burst that is worked off is no overload. (K. Nichols, V. Jacobson:
    "Controlling Queue Delay", ACM Queue, 2012; the share instead of CoDel's drop interval, because calls here come on many connections
    and a caller that is refused waits as long as it was told.)
-3. *The method's gate.* Where a method waits for something else (the store), so many of its calls are under way; the next ones wait in
-   order, for a while at most.
+3. *The method's gate*, for methods that read the store, right before they do: so many of their calls are under way; the next ones wait
+   in order, for a while at most.
 
 What was refused is told when to come back: later the longer the wait is, and never all at once.
 """
@@ -18,7 +18,8 @@ What was refused is told when to come back: later the longer the wait is, and ne
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from enum import IntEnum
 from typing import Any
 
@@ -147,11 +148,10 @@ class Admission:
         """The call is over, and its answer is out of the process."""
         self.calls -= 1
 
-    async def enter(self, method: str, request_bytes: int, left_s: float) -> Gate | None:
-        """Before the request is parsed. Returns what the call has to `leave` when the work is done. `left_s`: seconds until the caller's
-        deadline, or infinite.
+    def enter(self, method: str, request_bytes: int, left_s: float) -> None:
+        """Before the request is parsed. `left_s`: seconds until the caller's deadline, or infinite.
 
-        Raises CallRefused: OVERLOADED, CALLS_FULL, and DEADLINE_PASSED where nobody waits for the answer any more.
+        Raises CallRefused: OVERLOADED, and DEADLINE_PASSED where nobody waits for the answer any more.
         """
         if left_s <= 0.0:
             raise self._refusal(Reason.DEADLINE_PASSED)
@@ -160,13 +160,21 @@ class Admission:
             work = _BULK.get(work, work)
         if self.shedding.sheds(work):
             raise self._refusal(Reason.OVERLOADED)
-        gate = self._gates.get(method)
-        if gate is not None and not gate.enter_at_once():
+
+    @asynccontextmanager
+    async def gate(self, method: str, left_s: float) -> AsyncIterator[None]:
+        """Around the work of a method that waits for something else, and around nothing else: what a call waits for besides must not keep
+        others from the store. Raises CallRefused: CALLS_FULL, DEADLINE_PASSED."""
+        gate = self._gates[method]
+        if not gate.enter_at_once():
             try:
                 await gate.enter(left_s)
             except CallRefused as refused:
                 raise self._refusal(refused.reason) from None
-        return gate
+        try:
+            yield
+        finally:
+            gate.leave()
 
     def _refusal(self, reason: Reason) -> CallRefused:
         return CallRefused(reason, retry_after_s=self.shedding.retry_after_s())

@@ -149,6 +149,9 @@ class QuerySettings(ServerSettings):
         "grpcio", description="the gRPC server; native is faster and has fewer limits: behind a mesh or on loopback only"
     )
     message_bytes_max: Positive = Field(1_048_576, description="bytes of one request; a larger one is refused by the transport")
+    shed_last_ms: Milliseconds = Field(
+        4_000, description="the same for reads from memory, which go last; the other classes of work lie between, at equal ratios"
+    )
     cache_bytes_max: Positive = Field(
         268_435_456, description="bytes of counts kept in memory, about; what was read longest ago goes first"
     )
@@ -182,8 +185,8 @@ class QuerySettings(ServerSettings):
     watch_interval_ms: Milliseconds = Field(200, description="ms between two messages of a watch, at least")
     watch_heartbeat_ms: Milliseconds = Field(1_000, description="ms after which a watch without changes says how fresh it is")
     watches_max: Positive = Field(1_000, description="watches open at once; above that WATCHES_FULL")
-    watches_per_caller_max: Positive = Field(100, description="watches open at once of one address; above that WATCHES_FULL")
-    watched_entities_max: Positive = Field(100_000, description="entities in all open watches; above that WATCHES_FULL")
+    watches_per_caller_max: Positive = Field(100, description="watches open at once of one address, as of a proxy; above that WATCHES_FULL")
+    watched_entities_max: Positive = Field(20_000, description="entities in all open watches; above that WATCHES_FULL")
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
     stale_after_ms: Milliseconds = Field(10_000, description="ms that as_of may lie behind before answers are marked stale")
     workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = Field(1, description="query processes on the one port")

@@ -14,12 +14,11 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
-from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from structlog.typing import FilteringBoundLogger
 
-from watertower.admission import Admission, Gate
+from watertower.admission import Admission
 from watertower.config import ServerSettings
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.transport import Probe, listener_options, receive
@@ -54,6 +53,9 @@ Method: TypeAlias = "tuple[type[Message], Callable[[Any, CallContext], Awaitable
 Answers: TypeAlias = "Callable[[Any, CallContext], AsyncGenerator[bytes, None]]"
 Stream: TypeAlias = "tuple[type[Message], Answers]"
 """The type of the request, and what answers it, again and again, with the bytes of messages."""
+
+ENDED = "the server ends this call"
+"""The message of a cancellation with which a stream's own side ends it: its caller hears STOPPING."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -119,19 +121,19 @@ class _Doors:
         context.add_done_callback(self._depart)
         return await self._admission.receiving.receive(context)
 
-    async def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> Gate | None:
-        """What the call has to leave when its work is done. Raises CallRefused."""
+    def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        """The request is here. Raises CallRefused."""
         if self._admission is None:
-            return None
+            return
         left_s: float | None = context.time_remaining()
-        return await self._admission.enter(name.rpartition("/")[2], request_bytes, math.inf if left_s is None else left_s)
+        self._admission.enter(name.rpartition("/")[2], request_bytes, math.inf if left_s is None else left_s)
 
 
 class _Refusals:
     """Ends calls that failed, as their callers should hear of it."""
 
     def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float, uniform: Callable[[], float]) -> None:
-        self._log, self._unavailable, self._retry_after_s, self._uniform = log, unavailable, retry_after_s, uniform
+        self._log, self._unavailable, self.retry_after_s, self._uniform = log, unavailable, retry_after_s, uniform
 
     async def refuse(self, name: str, error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
         if isinstance(error, grpc.aio.AbortError):
@@ -141,7 +143,7 @@ class _Refusals:
         if isinstance(error, BackendUnavailable | BackendRefused):
             # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
             self._log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
-            await _abort(context, self._spread(CallRefused(self._unavailable, retry_after_s=self._retry_after_s)))
+            await _abort(context, self._spread(CallRefused(self._unavailable, retry_after_s=self.retry_after_s)))
         self._log.error("call_failed", method=name, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
@@ -163,13 +165,9 @@ def _behaviour(
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
             data = await doors.receive(context)
-            gate = await doors.enter(name, len(data), context)
-            try:
-                response = await answer(parse(data), context)
-                return response if isinstance(response, bytes) else response.SerializeToString()
-            finally:
-                if gate is not None:
-                    gate.leave()
+            doors.enter(name, len(data), context)
+            response = await answer(parse(data), context)
+            return response if isinstance(response, bytes) else response.SerializeToString()
         except Exception as error:
             await refusals.refuse(name, error, context)
 
@@ -186,14 +184,16 @@ def _stream(
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         try:
             data = await doors.receive(context)
-            gate = await doors.enter(name, len(data), context)
-            try:
-                async with aclosing(answers(parse(data), context)) as responses:
-                    async for response in responses:
-                        await context.write(response)  # returns when there is room on the way to the caller
-            finally:
-                if gate is not None:
-                    gate.leave()
+            doors.enter(name, len(data), context)
+            async with aclosing(answers(parse(data), context)) as responses:
+                async for response in responses:
+                    await context.write(response)  # returns when there is room on the way to the caller
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if error.args != (ENDED,) or task is None:
+                raise
+            task.uncancel()
+            await refusals.refuse(name, CallRefused(Reason.STOPPING, retry_after_s=refusals.retry_after_s), context)
         except Exception as error:
             await refusals.refuse(name, error, context)
 
@@ -242,31 +242,47 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1_000)
 
 
-class _Health(health_aio.HealthServicer):  # type: ignore[misc] # the package ships no types
-    """Health, whose watchers do not hold up the end of the server."""
+class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the package ships no types
+    """The standard health service. (That of the package forgets all watchers of a service when one of them leaves.)"""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._watches: set[asyncio.Task[None]] = set()
+        self._status: dict[str, int] = {}
+        self._news: set[asyncio.Event] = set()  # of each watcher
         self._ended = False
 
+    async def set(self, service: str, status: int) -> None:
+        """Tells all who watch it."""
+        self._status[service] = status
+        self._tell()
+
+    async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:  # noqa: N802 - gRPC's name
+        if request.service not in self._status:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
+        return HealthCheckResponse(status=self._status[request.service])
+
     async def Watch(self, request: HealthCheckRequest, context: Any) -> None:  # noqa: N802 - gRPC's name
-        watch = asyncio.get_running_loop().create_task(super().Watch(request, context))
-        self._watches.add(watch)
+        news, last = asyncio.Event(), -1
+        self._news.add(news)
         try:
-            await watch
-        except asyncio.CancelledError:
-            # A handler that is merely cancelled leaves its call open.
-            if self._ended:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, Reason.STOPPING.rule)
-            raise
+            while not self._ended:
+                news.clear()
+                status = self._status.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+                if status != last:
+                    await context.write(HealthCheckResponse(status=status))
+                    last = status
+                await news.wait()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, Reason.STOPPING.rule)
         finally:
-            self._watches.discard(watch)
+            self._news.discard(news)
 
     def end_watches(self) -> None:
+        """Or they would hold up the end of the server."""
         self._ended = True
-        for watch in self._watches:
-            watch.cancel()
+        self._tell()
+
+    def _tell(self) -> None:
+        for news in self._news:
+            news.set()
 
 
 class RpcServer:

@@ -228,7 +228,11 @@ class NativeRpcServer(RpcServer):
     def _take(self, front: NativeGrpcFront, events: Sequence[Any]) -> None:
         for kind, number, method, payload, _, details in events:
             if kind == EVENT_CALL:
-                self._begin(front, number, self._methods[method], payload, details)
+                try:
+                    self._begin(front, number, self._methods[method], payload, details)
+                except Exception:  # the other calls of the batch must not suffer
+                    self._log.exception("call_failed", method=method)
+                    front.fail(number, grpc.StatusCode.INTERNAL.value[0], "internal error")
             elif (call := self._calls.get(number)) is not None and call.task is not None:
                 call.task.cancel()  # its client is gone, or its deadline passed
 

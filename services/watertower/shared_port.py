@@ -28,6 +28,8 @@ def held_port(host: str, port: int) -> Iterator[int]:
         try:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: what an earlier process closed is no obstacle
             holder.bind(address)
+            # No longer: with it, whoever sets it too may bind the port as long as nobody listens there.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError as error:
             raise AddressTaken(

@@ -28,6 +28,9 @@ EXIT_KILLED = 1
 EXIT_INTERRUPTED = 130
 """Exit code of Ctrl-C before the service was ready."""
 
+CLOSE_S = 5.0
+"""Seconds that a process has on top of its grace for what comes after it: reads under way, the warm list, closing its back ends."""
+
 STABLE_S = 30.0
 """Seconds after which a role counts as well again: its next restart waits as short as its first."""
 
@@ -204,7 +207,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """One stage after the other, each with the grace of the settings; a second signal ends the patience."""
         patience = self._signals + 1
-        grace_s = (self._settings.drain_ms + self._settings.shutdown_grace_ms) / 1e3 + 1
+        grace_s = (self._settings.drain_ms + self._settings.shutdown_grace_ms) / 1e3 + CLOSE_S
         for stage in self._stages:
             running = [(child, child.process) for child in stage if child.process is not None]
             for _, process in running:

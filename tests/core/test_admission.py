@@ -29,15 +29,6 @@ def admission(gates: dict[str, Gate] | None = None, **limits: Any) -> Admission:
     return Admission(QuerySettings(**limits), WORKS, gates or {}, lambda: 0.5)
 
 
-async def reason_of(entering: Any) -> Reason | None:
-    """None when the call is let in."""
-    try:
-        await entering
-    except CallRefused as refused:
-        return refused.reason
-    return None
-
-
 def test_classes_are_shed_in_order() -> None:
     """The longer calls wait, the more classes are refused: bulk writes first, reads from memory last, and those too in the end."""
     found = [[work for work in Work if waited(shedding(), wait_s).sheds(work)] for wait_s in (0.09, 0.16, 0.31, 0.61, 1.21, 2.5)]
@@ -83,18 +74,19 @@ def test_refused_callers_come_back_later_the_longer_the_wait_is() -> None:
 def test_a_large_request_is_bulk(method: str, small: float, bulk: float) -> None:
     """From `BULK_BYTES_MIN` bytes on, a call belongs to a class that goes earlier; one byte less does not."""
 
-    async def scenario() -> None:
-        doors = admission(shed_first_ms=100, shed_last_ms=1_600)
-        waited(doors.shedding, 0.39)  # bulk reads at 0.2 are refused by 0.95, writes at 0.4 not yet
-        assert await reason_of(doors.enter(method, BULK_BYTES_MIN, math.inf)) is Reason.OVERLOADED
-        assert await reason_of(doors.enter(method, BULK_BYTES_MIN - 1, math.inf)) is None
-
-    asyncio.run(scenario())
+    doors = admission(shed_first_ms=100, shed_last_ms=1_600)
+    waited(doors.shedding, 0.39)  # bulk reads at 0.2 are refused by 0.95, writes at 0.4 not yet
+    with pytest.raises(CallRefused) as refused:
+        doors.enter(method, BULK_BYTES_MIN, math.inf)
+    assert refused.value.reason is Reason.OVERLOADED
+    doors.enter(method, BULK_BYTES_MIN - 1, math.inf)
 
 
 def test_a_call_whose_deadline_has_passed_costs_no_work() -> None:
     """Nobody waits for its answer."""
-    assert asyncio.run(reason_of(admission().enter("Cached", 10, 0.0))) is Reason.DEADLINE_PASSED
+    with pytest.raises(CallRefused) as refused:
+        admission().enter("Cached", 10, 0.0)
+    assert refused.value.reason is Reason.DEADLINE_PASSED
 
 
 def test_calls_in_the_process_are_bounded() -> None:
@@ -141,11 +133,15 @@ def test_nobody_waits_for_a_turn_without_a_bound(queue_s: float, left_s: float, 
     async def scenario() -> None:
         gate = Gate(1, queue_s)
         doors = admission({"Store": gate})
-        assert await doors.enter("Store", 10, math.inf) is gate
-        assert await reason_of(doors.enter("Store", 10, left_s)) is reason
-        gate.leave()
+        async with doors.gate("Store", math.inf):
+            with pytest.raises(CallRefused) as refused:
+                async with doors.gate("Store", left_s):
+                    pass
+            assert refused.value.reason is reason
+            assert refused.value.retry_after_s
         assert gate.under_way == 0
-        assert await doors.enter("Store", 10, math.inf) is gate
+        async with doors.gate("Store", math.inf):
+            assert gate.under_way == 1
 
     asyncio.run(scenario())
 

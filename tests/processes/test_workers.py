@@ -14,6 +14,8 @@ from tests.calls import follow, health, read_counts, reading, record, wait_visib
 from tests.commands import watertower
 from tests.processes.support import QUICK
 from watertower.config import WORKERS_MAX
+from watertower.errors import AddressTaken
+from watertower.shared_port import held_port
 from watertower.testing.service import Service, alive, free_port, wait_until
 
 WORKERS = 3
@@ -107,6 +109,22 @@ def test_nobody_joins_the_workers_on_their_port(tmp_path: Path) -> None:
         assert f"cannot listen on 127.0.0.1:{readers.read_port}" in other.err
         assert len(serving(readers)) == WORKERS
         assert readers.stop() == 0
+
+
+def test_the_port_is_held_before_a_worker_listens() -> None:
+    """Neither another service's workers nor a server alone can take it meanwhile; the workers themselves can."""
+    with held_port("127.0.0.1", 0) as port:
+        with pytest.raises(AddressTaken), held_port("127.0.0.1", port):
+            pass
+        with socket.socket() as foreign:
+            foreign.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                foreign.bind(("127.0.0.1", port))
+        with socket.socket() as worker:
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            worker.bind(("127.0.0.1", port))
+            worker.listen()
 
 
 def test_serve_has_workers_too(tmp_path: Path) -> None:

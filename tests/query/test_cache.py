@@ -15,7 +15,7 @@ from tests.query.fakes import FakeClock, FakeStore
 from watertower.core.model import Metric, Shard
 from watertower.ports import FeedMessage
 from watertower.query.answers import shape_of
-from watertower.query.cache import APPLY_ENTRIES_MAX, ENTRY_BYTES, REFRESH_SHARE, SHARD_BYTES, SPARED_MAX, CountsCache, Entry, Load
+from watertower.query.cache import APPLY_ENTRIES_MAX, ENTRY_BYTES, REFRESH_SHARE, SHARD_BYTES, SPARED_MAX, CountsCache, Entry, Load, hottest
 from watertower.query.tail import FeedTail
 
 ENTITIES = ("a", "b", "c")
@@ -358,8 +358,8 @@ def test_the_hottest_are_those_read_last() -> None:
     loaded(cache, "nobody", {})
     for now_s, entity in enumerate(("b", "c", "nobody", "a", "b")):
         cache.lookup([entity], now_s / 10)
-    assert cache.hottest(2) == ["b", "a"]
-    assert cache.hottest(9) == ["b", "a", "c"]
+    assert hottest(cache.items(), 2) == ["b", "a"]
+    assert hottest(cache.items(), 9) == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(("uniform", "age_s"), [(0.0, 60.0), (0.999, 48.1)])

@@ -78,7 +78,7 @@ def test_a_call_that_waited_in_vain_is_answered_and_told(method: str, need: dict
 
 
 def test_a_call_is_answered_before_its_own_deadline() -> None:
-    """However long the service would wait."""
+    """However long the service would wait: it takes half of the call's time, and leaves the rest to the store."""
 
     async def test(s: Served) -> None:
         answer = await s.stub.GetCounts(requests(min_position=token({0: 6}))["GetCounts"], timeout=3.0)
@@ -122,6 +122,21 @@ def test_only_so_many_wait() -> None:
         assert not s.service._tail._waiting
 
     serving(test, freshness_wait_ms_max=60_000, freshness_waiting_max=2)
+
+
+def test_calls_that_wait_for_the_feed_keep_nobody_from_the_store() -> None:
+    """Only reads of the store count for store_calls_max, and not what a call waits for before it."""
+
+    async def test(s: Served) -> None:
+        need = requests(min_position=token({1: 6}))
+        waiting = [asyncio.ensure_future(getattr(s.stub, method)(need[method], timeout=20)) for method in ("CheckEdges", "ListActors")]
+        await until(lambda: len(s.service._tail._waiting) == 2)
+        for method in ("CheckEdges", "ListActors"):
+            assert (await getattr(s.stub, method)(requests()[method], timeout=20)).freshness.satisfied
+        s.store.write("star", FOLLOWERS, 1, 11, 6, NOW)
+        assert all([(await one).freshness.satisfied for one in waiting])
+
+    serving(test, freshness_wait_ms_max=60_000, store_calls_max=1)
 
 
 def test_a_call_that_gives_up_waits_no_longer() -> None:

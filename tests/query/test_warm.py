@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import structlog
 from structlog.testing import capture_logs
 
 from tests.query.fakes import FakeClock, FakeStore
+from tests.query.serving import until
 from watertower.config import QuerySettings, ServiceSettings
 from watertower.core.model import Metric
+from watertower.errors import BackendRefused
 from watertower.query.process import QueryProcess
 from watertower.query.service import QueryService
 from watertower.query.warm import WarmList
@@ -28,9 +31,9 @@ NOW = 1_700_000_000_000_000
 class AskingRole:
     """When the process is ready, asks for some entities one after the other, and then tells it to stop."""
 
-    def __init__(self, store: FakeStore, entities: list[str]) -> None:
+    def __init__(self, store: FakeStore, entities: list[str], clock: FakeClock) -> None:
         self.stopping = Stopping()
-        self.store, self.entities = store, entities
+        self.store, self.entities, self.clock = store, entities, clock
         self.reads_before = 0
 
     def ready(self, address: str) -> None:
@@ -42,6 +45,7 @@ class AskingRole:
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = reader_pb2_grpc.EngagementReaderStub(channel)
             for entity in self.entities:
+                self.clock.sleep(0.001)
                 await stub.GetCounts(pb.GetCountsRequest(entity=entity, metrics=[FOLLOWERS]), timeout=20)
         self.stopping.set()
 
@@ -52,8 +56,9 @@ class AskingRole:
 def run(store: FakeStore, path: Path, entities: list[str], **settings: int) -> AskingRole:
     """A process from its start to its end."""
     limits = QuerySettings(**{"warm_entities_max": 3, **settings})  # type: ignore[arg-type]
-    service = QueryService(store, store, limits, FakeClock(), random.Random(0), store.identity.log.partitions)
-    role: Any = AskingRole(store, entities)
+    clock = FakeClock()
+    service = QueryService(store, store, limits, clock, random.Random(0), store.identity.log.partitions)
+    role: Any = AskingRole(store, entities, clock)
     warm = WarmList(path, limits.warm_entities_max, structlog.get_logger())
     assert QueryProcess(service, ServiceSettings(read_port=0), limits, ExitStack(), warm).run(role) == 0
     return role  # type: ignore[no-any-return]
@@ -70,12 +75,12 @@ def filled(names: str) -> FakeStore:
 def test_a_restarted_process_is_ready_with_what_it_last_held(tmp_path: Path) -> None:
     """Those read last, warm_entities_max of them; nobody who asks for them makes it read the store again."""
     store, path = filled("abcde"), tmp_path / "warm"
-    first = run(store, path, [*"abcde", "a", "nobody"])
+    first = run(store, path, [*"edcba", "e", "nobody"])
     assert first.reads_before == 0
     store.reads.clear()
-    second = run(store, path, [*"ade"])
+    second = run(store, path, [*"abe"])
     assert second.reads_before == 3
-    assert sorted(store.reads) == ["a", "d", "e"]
+    assert sorted(store.reads) == ["a", "b", "e"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["warm"]
 
 
@@ -86,6 +91,60 @@ def test_a_store_that_is_slow_does_not_hold_up_a_start_for_good(tmp_path: Path) 
     store.reads.clear()
     store.open.clear()
     assert run(store, path, ["a"], warm_ms_max=50, loads_concurrent_max=1).reads_before == 1
+
+
+def test_rows_that_cannot_be_read_do_not_keep_a_process_from_starting(tmp_path: Path) -> None:
+    """Whoever asks for them hears of it; the start goes on."""
+    store, path = filled("ab"), tmp_path / "warm"
+    run(store, path, ["a"])
+    read_entities = store.read_entities
+
+    def damaged(entities: Sequence[str]) -> Any:
+        if "a" in entities:
+            raise BackendRefused("Corruption: half a record")
+        return read_entities(entities)
+
+    store.read_entities = damaged  # type: ignore[method-assign] # to fail
+    run(store, path, ["b"])
+    assert warm_list(path).read() == ["b", "a"]
+
+
+def test_a_cold_start_forgets_nothing(tmp_path: Path) -> None:
+    """What was remembered stays behind what was read since, as far as there is room."""
+    store, path = filled("abcd"), tmp_path / "warm"
+    run(store, path, ["b", "a"])
+    store.rows.clear()
+    run(store, path, [])
+    assert warm_list(path).read() == ["a", "b"]
+    run(filled("abcd"), path, ["d", "c"], warm_ms_max=1)
+    assert warm_list(path).read()[:2] == ["c", "d"]
+
+
+def test_a_stop_during_the_warming_ends_it(tmp_path: Path) -> None:
+    """The process does not begin to serve."""
+    store, path = filled("ab"), tmp_path / "warm"
+    run(store, path, ["a"])
+    store.open.clear()
+    clock = FakeClock()
+    role: Any = AskingRole(store, ["a"], clock)
+    limits = QuerySettings(warm_entities_max=3)
+    service = QueryService(store, store, limits, clock, random.Random(0), store.identity.log.partitions)
+    process = QueryProcess(service, ServiceSettings(read_port=0), limits, ExitStack(), WarmList(path, 3, structlog.get_logger()))
+
+    async def stop_when_it_reads() -> None:
+        await until(lambda: store.concurrent == 1)
+        role.stopping.set()
+        store.open.set()
+
+    start = service.start
+
+    async def start_and_stop() -> None:
+        await start()
+        role.stopper = asyncio.create_task(stop_when_it_reads())
+
+    service.start = start_and_stop  # type: ignore[method-assign] # to stop in the middle
+    assert process.run(role) == 0
+    assert not hasattr(role, "asking")
 
 
 def warm_list(path: Path) -> WarmList:

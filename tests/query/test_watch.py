@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests.query.fakes import FakeStore, unavailable
 from tests.query.serving import Served, refusal, served, until
 from watertower.core.model import Metric
+from watertower.errors import BackendRefused
 from watertower.ports import FeedMessage
 from watertower.v1 import reader_pb2 as pb
 from watertower.v1 import reader_pb2_grpc
@@ -93,6 +94,25 @@ def test_the_longer_interval_holds(own_ms: int, asked_ms: int) -> None:
     serving(test, watch_interval_ms=own_ms)
 
 
+def test_a_watch_outlives_a_store_that_refuses() -> None:
+    """Damage in the rows of one entity is no reason to end the watch of others."""
+
+    async def test(s: Served) -> None:
+        stream = watch(s, "star")
+        await stream.read()
+        s.store.broken = BackendRefused("Corruption: half a record")
+        s.service._cache._entries.clear()
+        while not (await stream.read()).freshness.stale:
+            pass
+        s.store.broken = None
+        s.store.write("star", FOLLOWERS, 0, 12, 6, NOW)
+        while not (message := await stream.read()).counts:
+            pass
+        assert rows(message) == {0: ([22, 0], True)}
+
+    serving(test, watch_heartbeat_ms=10, load_wait_ms_max=10)
+
+
 @pytest.mark.slow
 def test_a_caller_that_does_not_read_gets_the_newest_values_later() -> None:
     """What it misses is not kept: it reads what the connection holds, whose window is the caller's, and then the last values."""
@@ -153,6 +173,32 @@ def test_a_stop_ends_every_watch() -> None:
         assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
         s.assert_to_come_back(ended, 500)
         assert (await refusal(_read_on(watch(s, "star")))).reason == "STOPPING"
+
+    serving(test)
+
+
+def test_a_stop_does_not_wait_for_callers_who_do_not_read_nor_for_a_store_that_hangs() -> None:
+    """A watch whose message cannot go out, and one whose first look hangs, end at once, too, with STOPPING."""
+
+    async def test(s: Served) -> None:
+        names = [f"entity-{number:04d}" for number in range(1_000)]
+        slow = grpc.aio.insecure_channel(s.address, options=[("grpc.http2.bdp_probe", 0)])
+        stub: Any = reader_pb2_grpc.EngagementReaderStub(slow)
+        unread = stub.WatchCounts(pb.WatchCountsRequest(entities=names, metrics=[int(metric) for metric in Metric]))
+        await unread.read()
+        for turn in range(1, 60):
+            columns = (names, bytes([FOLLOWERS]) * 1_000, [2**62 + turn] * 1_000, [5 + turn] * 1_000)
+            s.store.feed.append(FeedMessage(0, 4 + turn, 5 + turn, NOW, *columns))
+            await until(lambda: not s.store.feed)
+            await asyncio.sleep(0.003)
+        s.store.open.clear()
+        hung = asyncio.ensure_future(refusal(_read_on(watch(s, "not in memory"))))
+        await until(lambda: s.store.concurrent == 1)
+        s.service.end_watches()
+        await until(lambda: s.service._watches.open == 0)
+        assert (await hung).reason == "STOPPING"
+        s.store.open.set()
+        await slow.close()
 
     serving(test)
 

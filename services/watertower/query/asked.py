@@ -15,17 +15,26 @@ ASKED_BYTES_MAX = 256
 
 def asked(data: bytes) -> tuple[str, Shape] | None:
     """The entity and the metrics of a GetCountsRequest; None where it breaks a rule, asks for freshness, or is longer than it need be."""
-    return _asked(data) if len(data) <= ASKED_BYTES_MAX else None
+    if len(data) > ASKED_BYTES_MAX:
+        return None
+    try:
+        return _asked(data)
+    except _NotHere:
+        return None
+
+
+class _NotHere(Exception):
+    """What lru_cache does not remember: requests that differ from call to call must not displace the hot ones."""
 
 
 @lru_cache(ASKED_MAX)
-def _asked(data: bytes) -> tuple[str, Shape] | None:
+def _asked(data: bytes) -> tuple[str, Shape]:
     try:
         request = reader_pb2.GetCountsRequest.FromString(data)
     except Exception:  # whatever the parser dislikes
-        return None
+        raise _NotHere from None
     if request.min_position or request.HasField("max_staleness"):
-        return None
+        raise _NotHere
     if id_violation(request.entity) or metrics_violations("metrics", request.metrics):
-        return None
+        raise _NotHere
     return request.entity, shape_of(tuple(request.metrics))

@@ -13,7 +13,7 @@ Who drives it keeps two more: a load reads a view of the store that includes eve
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from typing import NamedTuple
 
@@ -72,6 +72,11 @@ class Entry:
             return
         self.row_of = None
         self.shards[key] = (value, offset)
+
+
+def hottest(entries: Iterable[tuple[str, Entry]], count: int) -> list[str]:
+    """So many of the known entities: those that were read last."""
+    return [entity for _, entity in nlargest(count, ((entry.read_s, entity) for entity, entry in entries if entry.shards))]
 
 
 _COLD = Entry()
@@ -149,10 +154,9 @@ class CountsCache:
         """The entry of an entity, whatever its age."""
         return self._entries.get(entity)
 
-    def hottest(self, count: int) -> list[str]:
-        """So many of the known entities: those that were read last."""
-        known = ((entry.read_s, entity) for entity, entry in self._entries.items() if entry.shards)
-        return [entity for _, entity in nlargest(count, known)]
+    def items(self) -> list[tuple[str, Entry]]:
+        """All entities with their entries, as of now."""
+        return list(self._entries.items())
 
     def under_way(self, entity: str) -> tuple[Entry, Load] | None:
         """The entry and the load that bring an entity, if one will that is new enough to answer a call that comes now."""

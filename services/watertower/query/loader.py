@@ -214,8 +214,11 @@ class StoreReads:
         if job.load is not None:
             del self._jobs[job.load]
             if error is None:
-                self._cache.finish(job.load, result)
-            else:
+                try:
+                    self._cache.finish(job.load, result)
+                except Exception as found:  # a store that answers nonsense must not leave callers waiting
+                    error = found
+            if error is not None:
                 self._cache.abandon(job.load)
         if job.done.cancelled():
             return

@@ -57,6 +57,8 @@ class QueryProcess:
         try:
             await self._service.start()  # before anybody can ask; where it fails, another attempt finds the port free
             remembering = await self._warmed(stop)
+            if stop.is_set():
+                return
             port = await server.start()
             server.set_ready(True)
             role.ready(address=f"{self._settings.read_host}:{port}")
@@ -76,18 +78,28 @@ class QueryProcess:
 
     async def _warmed(self, stop: asyncio.Event) -> Awaitable[None]:
         """Loads what the process before held; what goes on writing down what this one holds, until `stop`."""
+        entities: list[str] = []
         if self._warm is not None:
             entities = await asyncio.to_thread(self._warm.read)
-            loaded = await self._service.warm(entities, self._limits.warm_ms_max / 1e3)
-            structlog.get_logger("watertower.query").info("warmed", entities=loaded, of=len(entities))
-        return asyncio.create_task(self._remember(stop))
+            warming = asyncio.create_task(self._service.warm(entities, self._limits.warm_ms_max / 1e3))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if not warming.done():
+                warming.cancel()
+                await asyncio.wait({warming})
+            else:
+                structlog.get_logger("watertower.query").info("warmed", entities=warming.result(), of=len(entities))
+        return asyncio.create_task(self._remember(stop, entities))
 
-    async def _remember(self, stop: asyncio.Event) -> None:
+    async def _remember(self, stop: asyncio.Event, before: list[str]) -> None:
+        """`before`: what was remembered so far, and is not forgotten because a start was cold."""
         while self._warm is not None and not stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.warm_interval_ms / 1e3):
                     await stop.wait()
-            await asyncio.to_thread(self._warm.write, self._service.hottest(self._limits.warm_entities_max))
+            hottest = await self._service.hottest(self._limits.warm_entities_max)
+            await asyncio.to_thread(self._warm.write, list(dict.fromkeys([*hottest, *before])))
 
 
 def server_of(service: QueryService, host: str, port: int, limits: QuerySettings, shared_port: bool = False) -> RpcServer:

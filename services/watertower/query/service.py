@@ -12,11 +12,11 @@ import structlog
 
 from watertower.admission import Admission, Gate, Work
 from watertower.config import QuerySettings
-from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
+from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
 from watertower.query.answers import batch_answer, freshness_message, shape_of, single_answer, timestamp
 from watertower.query.asked import asked
-from watertower.query.cache import CountsCache, Entry
+from watertower.query.cache import CountsCache, Entry, hottest
 from watertower.query.loader import StoreReads
 from watertower.query.needs import need_of
 from watertower.query.pages import PageTokens
@@ -153,13 +153,15 @@ class QueryService:
             left_s = deadline_s - asyncio.get_running_loop().time()
             try:
                 await self._reads.load(piece, max(0.0, left_s))
+            except BackendRefused:  # one of them cannot be read: who asks for it will hear so
+                continue
             except (BackendUnavailable, CallRefused):
                 return start
         return len(entities)
 
-    def hottest(self, count: int) -> list[str]:
-        """So many of the entities in memory: those that were read last."""
-        return self._cache.hottest(count)
+    async def hottest(self, count: int) -> list[str]:
+        """So many of the known entities in memory: those that were read last."""
+        return await asyncio.to_thread(hottest, self._cache.items(), count)  # of hundreds of thousands: not on the event loop
 
     def end_watches(self) -> None:
         """Tells the callers of watches that the service stops: they would hold up the end of the server for as long as it may take."""
@@ -216,7 +218,8 @@ class QueryService:
         )
         need = need_of(request, self._partitions)
         freshness = await self._claim(need, context)
-        active = await _in_time(context, self._reads.check_edges(actor, kind, subjects))
+        async with self.admission.gate("CheckEdges", _patience_s(context)):
+            active = await _in_time(context, self._reads.check_edges(actor, kind, subjects))
         return reader_pb2.CheckEdgesResponse(active=active, freshness=self._message(freshness, need))
 
     async def list_actors(self, request: reader_pb2.ListActorsRequest, context: Context) -> reader_pb2.ListActorsResponse:
@@ -239,7 +242,8 @@ class QueryService:
         """What an answer may claim that is read from now on, after waiting for what the call needs, if there is time."""
         if need is NO_NEED:
             return self._tail.freshness()
-        satisfied = await self._tail.reach(need, min(self._settings.freshness_wait_ms_max / 1e3, _patience_s(context)))
+        # Half of its time at most: the store may have to be read afterwards.
+        satisfied = await self._tail.reach(need, min(self._settings.freshness_wait_ms_max / 1e3, _patience_s(context) / 2))
         return self._tail.freshness()._replace(satisfied=satisfied)
 
     async def _entries(self, entities: Sequence[str], need: Need, context: Context) -> tuple[list[Entry], Freshness]:
@@ -258,8 +262,10 @@ class QueryService:
             self._reads.load_ahead([entities[index] for index in ageing])
         if cold:
             loaded, complete = await self._reads.load([entities[index] for index in cold], patience_s)
+            now_s = self._clock.monotonic_s()
             for index, entry in zip(cold, loaded, strict=True):
                 entries[index] = entry
+                entry.read_s = now_s
             if not complete:
                 # The last known values. One from before a gap in the feed may lack what others have: no common claim is true.
                 behind = any(entry.epoch < epoch for entry in loaded)
@@ -289,7 +295,8 @@ class QueryService:
             if after is None:
                 raise CallRefused.of([Violation("page_token", Reason.PAGE_TOKEN_INVALID)])
         freshness = await self._claim(need, context)
-        rows = await _in_time(context, self._reads.read(lambda reader: lister(reader)(of, kind, after, size + 1)))
+        async with self.admission.gate(method, _patience_s(context)):
+            rows = await _in_time(context, self._reads.read(lambda reader: lister(reader)(of, kind, after, size + 1)))
         token = self._tokens.encode(method, of, kind, rows[size - 1]) if len(rows) > size else ""
         return rows[:size], token, self._message(freshness, need)
 

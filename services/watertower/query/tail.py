@@ -127,9 +127,12 @@ class FeedTail:
 
     async def step(self) -> None:
         """One look at the feed."""
-        for message in await asyncio.get_running_loop().run_in_executor(self._pool, self._feed.poll):
+        messages = await asyncio.get_running_loop().run_in_executor(self._pool, self._feed.poll)
+        for message in messages:
             for _ in self.take(message):
                 await asyncio.sleep(0)
+        if not messages:
+            return  # nothing that could meet a need
         for met, need in self._waiting.items():
             if not met.done() and self.meets(need):
                 met.set_result(None)

@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 from watertower.config import QuerySettings
-from watertower.errors import BackendUnavailable, CallRefused, Reason, Violation
+from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.query.answers import shape_of
 from watertower.query.cache import Entry
 from watertower.query.needs import positive_us
 from watertower.query.tail import Freshness
+from watertower.rpc import ENDED
 from watertower.v1 import common_pb2, reader_pb2
 from watertower.validation import ENTITIES_MAX, count_violation, id_violations, metrics_violations, refuse_if_any
 
@@ -38,6 +39,7 @@ class Watches:
         self._callers: Counter[str] = Counter()
         self._entities = 0
         self._ended = asyncio.Event()
+        self._busy: set[asyncio.Task[object]] = set()  # watches that do not pause: they look, or their caller does not read
 
     @property
     def open(self) -> int:
@@ -47,6 +49,8 @@ class Watches:
     def end(self) -> None:
         """Ends all watches, and refuses further ones, with STOPPING."""
         self._ended.set()
+        for task in self._busy:
+            task.cancel(ENDED)
 
     async def watch(self, request: reader_pb2.WatchCountsRequest, peer: str) -> AsyncGenerator[bytes, None]:
         """The messages of one call of `peer`, a gRPC name of the other end. Raises CallRefused, BackendUnavailable: before the first
@@ -55,7 +59,7 @@ class Watches:
         interval_s = self._interval_s(request, _violations(request, entities))
         values_of = shape_of(tuple(request.metrics)).values_of
         loop = asyncio.get_running_loop()
-        with self._admitted(_host(peer), len(entities)):
+        with self._admitted(_host(peer), len(entities)), self._heard_of():
             entries, freshness = await self._look(entities)
             sent: list[object] = [None] * len(entities)
             sent_s = -self._settings.watch_heartbeat_ms / 1e3 + loop.time()
@@ -74,7 +78,7 @@ class Watches:
                 await self._pause(interval_s)
                 try:
                     entries, freshness = await self._look(entities)
-                except (BackendUnavailable, CallRefused):
+                except (BackendUnavailable, BackendRefused, CallRefused):
                     # What left memory cannot be had now: what was sent stands, and nothing is said of how fresh it is.
                     freshness = self._nothing()
 
@@ -108,10 +112,22 @@ class Watches:
             if not self._callers[caller]:
                 del self._callers[caller]
 
+    @contextmanager
+    def _heard_of(self) -> Iterator[None]:
+        task = _task()
+        self._busy.add(task)
+        try:
+            yield
+        finally:
+            self._busy.discard(task)
+
     async def _pause(self, seconds: float) -> None:
+        task = _task()
+        self._busy.discard(task)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
+        self._busy.add(task)
         if self._ended.is_set():
             raise CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s)
 
@@ -125,3 +141,10 @@ def _violations(request: reader_pb2.WatchCountsRequest, entities: Sequence[str])
 def _host(peer: str) -> str:
     """The machine at the other end: a gRPC name ("ipv4:192.0.2.1:50051") without its port."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+
+
+def _task() -> "asyncio.Task[object]":
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a watch is read by a task")
+    return task

@@ -28,12 +28,13 @@ if _version_not_supported:
 class EngagementReaderStub(object):
     """Answers counts from memory, edges and lists from the store. No read waits for a write, unless it asks to.
 
-    How fresh: every request may carry
+    How fresh: every request, but that of WatchCounts, may carry
     min_position   a write token, or the `position` of an earlier answer (or what a client library merged from several): the answer
     includes what it points at;
     max_staleness  how far back `as_of` may be, more than 0.
-    A call that asks for more than there is waits: until its deadline, or for the service's own limit (`freshness_wait_ms_max`, default
-    2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is never refused for that.
+    A call that asks for more than there is waits: for half of the time that it has, or for the service's own limit
+    (`freshness_wait_ms_max`, default 2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is not refused
+    for that. A position of another generation, which cannot come, is not waited for, nor is any while too many calls wait.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -79,12 +80,13 @@ class EngagementReaderStub(object):
 class EngagementReaderServicer(object):
     """Answers counts from memory, edges and lists from the store. No read waits for a write, unless it asks to.
 
-    How fresh: every request may carry
+    How fresh: every request, but that of WatchCounts, may carry
     min_position   a write token, or the `position` of an earlier answer (or what a client library merged from several): the answer
     includes what it points at;
     max_staleness  how far back `as_of` may be, more than 0.
-    A call that asks for more than there is waits: until its deadline, or for the service's own limit (`freshness_wait_ms_max`, default
-    2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is never refused for that.
+    A call that asks for more than there is waits: for half of the time that it has, or for the service's own limit
+    (`freshness_wait_ms_max`, default 2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is not refused
+    for that. A position of another generation, which cannot come, is not waited for, nor is any while too many calls wait.
 
     Refusals carry the details described at EngagementWriter.
     """
@@ -126,7 +128,9 @@ class EngagementReaderServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchCounts(self, request, context):
-        """The counts of up to 1,000 entities, and then each change of them, until the caller ends the call or the service stops.
+        """The counts of up to 1,000 entities, and then each change of them, until the caller ends the call, the service stops, or the
+        connection reaches its age (UNAVAILABLE). A caller begins anew then; the first message may be behind what it has seen, if another
+        process sends it: compare `position`, as the client library does.
 
         The first message has every entity. After it come messages with those that changed since they were last sent, at most one per
         interval: what changes more often is sent once, with its newest values, and so is what changes while the caller is slow to read.
@@ -180,12 +184,13 @@ def add_EngagementReaderServicer_to_server(servicer, server):
 class EngagementReader(object):
     """Answers counts from memory, edges and lists from the store. No read waits for a write, unless it asks to.
 
-    How fresh: every request may carry
+    How fresh: every request, but that of WatchCounts, may carry
     min_position   a write token, or the `position` of an earlier answer (or what a client library merged from several): the answer
     includes what it points at;
     max_staleness  how far back `as_of` may be, more than 0.
-    A call that asks for more than there is waits: until its deadline, or for the service's own limit (`freshness_wait_ms_max`, default
-    2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is never refused for that.
+    A call that asks for more than there is waits: for half of the time that it has, or for the service's own limit
+    (`freshness_wait_ms_max`, default 2 s). Then it is answered with what there is, and `freshness.satisfied` is false. It is not refused
+    for that. A position of another generation, which cannot come, is not waited for, nor is any while too many calls wait.
 
     Refusals carry the details described at EngagementWriter.
     """

@@ -30,7 +30,7 @@ class EngagementWriterStub(object):
 
     Refusals carry a google.rpc.ErrorInfo (domain "watertower.v1", a reason of the catalogue in docs/reference/errors.md);
     INVALID_ARGUMENT also carries a google.rpc.BadRequest naming each field and the rule that it broke; a refusal that
-    is worth repeating carries a google.rpc.RetryInfo and the trailing metadata `grpc-retry-pushback-ms`.
+    is worth repeating carries a google.rpc.RetryInfo and, from servers that can send it, `grpc-retry-pushback-ms`.
     """
 
     def __init__(self, channel):
@@ -51,7 +51,7 @@ class EngagementWriterServicer(object):
 
     Refusals carry a google.rpc.ErrorInfo (domain "watertower.v1", a reason of the catalogue in docs/reference/errors.md);
     INVALID_ARGUMENT also carries a google.rpc.BadRequest naming each field and the rule that it broke; a refusal that
-    is worth repeating carries a google.rpc.RetryInfo and the trailing metadata `grpc-retry-pushback-ms`.
+    is worth repeating carries a google.rpc.RetryInfo and, from servers that can send it, `grpc-retry-pushback-ms`.
     """
 
     def RecordEvents(self, request, context):
@@ -90,7 +90,7 @@ class EngagementWriter(object):
 
     Refusals carry a google.rpc.ErrorInfo (domain "watertower.v1", a reason of the catalogue in docs/reference/errors.md);
     INVALID_ARGUMENT also carries a google.rpc.BadRequest naming each field and the rule that it broke; a refusal that
-    is worth repeating carries a google.rpc.RetryInfo and the trailing metadata `grpc-retry-pushback-ms`.
+    is worth repeating carries a google.rpc.RetryInfo and, from servers that can send it, `grpc-retry-pushback-ms`.
     """
 
     @staticmethod
