@@ -56,6 +56,23 @@ def test_a_watcher_of_health_does_not_hold_up_the_end() -> None:
     asyncio.run(scenario())
 
 
+def test_a_watcher_that_leaves_takes_nobody_with_it() -> None:
+    """Whoever else watches the same service goes on hearing of it."""
+
+    async def scenario() -> None:
+        async with serving(HeldLog()) as ingest:
+            leaving, staying = (HealthStub(ingest.channel).Watch(HealthCheckRequest(service=SERVICE)) for _ in range(2))
+            for watch in (leaving, staying):
+                assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+            leaving.cancel()
+            await until(lambda: len(ingest.server._health._news) == 1)
+            ingest.server.set_ready(True)
+            assert (await staying.read()).status == HealthCheckResponse.SERVING
+            staying.cancel()
+
+    asyncio.run(scenario())
+
+
 async def _end_of(watch: "grpc.aio.UnaryStreamCall[HealthCheckRequest, HealthCheckResponse]") -> None:
     while await watch.read() is not grpc.aio.EOF:
         pass

@@ -299,6 +299,25 @@ def test_a_late_failure_is_nobodys() -> None:
     with_reads(test, patience_s=0.02)
 
 
+def test_only_the_first_caller_waits_for_a_store_that_hangs() -> None:
+    """Those who join its load later get what memory has at once."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        await reads.load(["star"])
+        cache.gap()
+        store.open.clear()
+        loop = asyncio.get_running_loop()
+        took = []
+        for _ in range(3):
+            began = loop.time()
+            assert not (await reads.load(["star"]))[1]
+            took.append(loop.time() - began)
+        assert took[0] >= 1.0
+        assert max(took[1:]) < 0.9
+
+    with_reads(test, patience_s=1.0)
+
+
 def test_a_load_that_is_late_holds_up_only_what_it_is_for() -> None:
     """A new entity that was loaded is given beside a known one whose load hangs, whichever was asked for first."""
 

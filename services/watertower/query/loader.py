@@ -23,13 +23,15 @@ T = TypeVar("T")
 class _Job:
     """One hop into a thread: the load of some entities, or another read."""
 
-    __slots__ = ("_reads", "done", "load", "read")
+    __slots__ = ("_reads", "done", "load", "read", "since_s")
 
     def __init__(self, read: Callable[[StoreReader], Any], load: Load | None = None, reads: int = 1) -> None:
         self.read = read
         self.load = load
         self._reads = reads
-        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.since_s = loop.time()  # when it was asked for
+        self.done: asyncio.Future[Any] = loop.create_future()
 
     @property
     def reads(self) -> int:
@@ -70,9 +72,9 @@ class StoreReads:
     async def load(self, entities: Sequence[str], left_s: float = math.inf) -> tuple[list[Entry], bool]:
         """The entries of entities that the cache cannot serve, in place, after loading them; and whether all were loaded.
 
-        Where too many reads wait, or the store fails, or it takes longer than `patience_s`, what was known before is returned. Where
-        one of them has nothing that may stand in, the call is refused, or the store is waited for, and its error is raised, or
-        BackendUnavailable after `left_s`.
+        Where too many reads wait, or the store fails, or it takes longer than `patience_s` since somebody first asked, what was known
+        before is returned. Where one of them has nothing that may stand in, the call is refused, or the store is waited for, and its
+        error is raised, or BackendUnavailable after `left_s`.
         """
         deadline_s = asyncio.get_running_loop().time() + left_s
         under_way = self._cache.under_way
@@ -91,7 +93,9 @@ class StoreReads:
         self._dispatch()
         # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
         loaded = [job.done for job in jobs]
-        _, late = await asyncio.wait(loaded, timeout=min(self._patience_s, left_s))
+        # Patience begins with whoever asked first: of a store that hangs only that caller waits, and not each one that comes after.
+        waited_s = asyncio.get_running_loop().time() - min(job.since_s for job in jobs)
+        _, late = await asyncio.wait(loaded, timeout=min(max(0.0, self._patience_s - waited_s), left_s))
         if late and not self._may_stand_in(entries):
             rest_s = None if left_s == math.inf else max(0.0, deadline_s - asyncio.get_running_loop().time())
             _, late = await asyncio.wait(loaded, timeout=rest_s)
