@@ -282,6 +282,31 @@ def test_sessions_that_wrote_share_requests() -> None:
     run(test)
 
 
+def test_one_sessions_token_is_not_anothers() -> None:
+    """A position that the service does not know fails the session that brings it, on every read; those that were asked with it have
+    their answers, in few more requests."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+
+            def refuse_unknown_partition(number: int, request: Any) -> Refusal | None:
+                if not request.min_position or 99 not in decode_position(request.min_position).offsets:
+                    return None
+                return refused(Reason.MIN_POSITION_INVALID, violations=[Violation("min_position", Reason.MIN_POSITION_INVALID)])
+
+            fake.on_read = refuse_unknown_partition
+            sessions = [client.session(encode_position(Position(1, {99 if n == 41 else 0: 0}))) for n in range(64)]
+            for _ in range(2):
+                fake.reads.clear()
+                results = await asyncio.gather(*(session.counts("bob") for session in sessions), return_exceptions=True)
+                assert isinstance(results[41], InvalidRequest)
+                assert results[41].reason == "MIN_POSITION_INVALID"
+                assert all(isinstance(result, Counts) for n, result in enumerate(results) if n != 41)
+                assert len(fake.reads) <= 14
+
+    run(test)
+
+
 def test_what_waits_holds_up_nothing_else() -> None:
     """Reads of sessions that wait for their writes leave room for those that do not."""
 

@@ -401,14 +401,14 @@ def test_violations_count_as_the_caller_does() -> None:
 
 
 def test_a_refusal_of_the_whole_request_is_everyones() -> None:
-    """Where the service names no event, nobody's event can be taken out."""
+    """Where the service names no event, each caller hears what is said of its own alone."""
 
     async def test() -> None:
         async with served() as (fake, client):
             fake.on_record = lambda number, request: refused(Reason.MESSAGE_MALFORMED, violations=[Violation("", Reason.MESSAGE_MALFORMED)])
             results = await asyncio.gather(client.follow("a", "b"), client.follow("c", "d"), return_exceptions=True)
             assert [type(result) for result in results] == [InvalidRequest] * 2
-            assert len(fake.records) == 1
+            assert events_of(fake) == [["a", "c"], ["a"], ["c"]]
 
     run(test)
 
@@ -566,6 +566,24 @@ def test_closing_ends_what_waits() -> None:
                 await anext(client.watch(["a"]))
             await client.close()
             gate.set()
+
+    run(test)
+
+
+def test_closing_ends_what_was_not_begun() -> None:
+    """A request whose task has not run when the client is closed: its caller hears of that, not of a deadline."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            caller = asyncio.create_task(client.follow("a", "b", timeout_s=60))
+            under_way = client._transport._events._under_way
+            while not under_way:  # noqa: ASYNC110 - a turn of the loop at a time: no further than to the task
+                await asyncio.sleep(0)
+            await client.close()
+            with pytest.raises(ClientClosed):
+                async with asyncio.timeout(10):
+                    await caller
+            assert not fake.records
 
     run(test)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+import grpc
+
 from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, TooManyWaiting, Violation
 from watertower.client.options import ClientOptions
 from watertower.client.peer import AttemptFailed, Method, Peer, closed
@@ -55,6 +57,7 @@ class Batch(ABC, Generic[P, R]):
         self.items_max = items_max
         self.entries: list[Entry[P, R]] = []
         self.due = False  # it has waited long enough
+        self.key: Any = None  # what its entries have in common
 
     @property
     @abstractmethod
@@ -97,7 +100,7 @@ class Batcher(Generic[P, R]):
         self._waiting = 0  # items of callers that have no answer yet
         self._queue: deque[Batch[P, R]] = deque()
         self._filling: dict[Hashable, Batch[P, R]] = {}  # the last batch of each key, while it is in the queue
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], Batch[P, R]] = {}
         self._launch_planned = False
         self._closed = False
 
@@ -125,7 +128,8 @@ class Batcher(Generic[P, R]):
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()
-        for batch in self._queue:
+        # Those under way, too: a task that has not begun when it is cancelled never fails its batch.
+        for batch in (*self._queue, *self._under_way.values()):
             _fail(batch, closed)
         self._queue.clear()
         self._filling.clear()
@@ -137,6 +141,7 @@ class Batcher(Generic[P, R]):
             if batch is not None:
                 batch.due = True  # the next one fills
             batch = self._filling[key] = self._new_batch(key)
+            batch.key = key
             self._queue.append(batch)
             asyncio.get_running_loop().call_later(self._wait_s, self._release, batch)
         batch.add(entry)
@@ -167,17 +172,17 @@ class Batcher(Generic[P, R]):
                 del self._filling[key]
                 break
         task = asyncio.get_running_loop().create_task(self._carry(batch))
-        self._under_way.add(task)
+        self._under_way[task] = batch
         task.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        self._under_way.pop(task, None)
         if self._queue and not self._closed:
             self._queue[0].due = True
             self._launch()
 
     async def _carry(self, batch: Batch[P, R]) -> None:
-        """One batch to its end: every entry has a result or an error afterwards."""
+        """One batch to its end: every entry has a result or an error afterwards, or is in a smaller batch."""
         try:
             await self._attempts(batch)
         except asyncio.CancelledError:
@@ -200,6 +205,9 @@ class Batcher(Generic[P, R]):
                 return
             if refusal.violations and self._blame(batch, refusal):
                 continue  # not a retry: without what was wrong in it, it is another request, and nothing of it was recorded
+            if refusal.status is grpc.StatusCode.INVALID_ARGUMENT and len(batch.entries) > 1:
+                self._halve(batch)
+                return
             wait = peer.wait_s(refusal, number)
             in_time = [] if wait is None else [entry for entry in batch.entries if peer.left_s(entry.deadline_s) > wait]
             # The others gain nothing from waiting.
@@ -212,6 +220,18 @@ class Batcher(Generic[P, R]):
                     entry.fail(peer.error(refusal))
             await peer.sleep(wait)
             number += 1
+
+    def _halve(self, batch: Batch[P, R]) -> None:
+        """Queues both halves of a batch that was refused as a whole: what is wrong may be one entry's alone, such as the position that it
+        asks for, or only wrong of all together. Of n entries with one that is wrong, the others have their answers after about 2 log2(n)
+        requests."""
+        middle = len(batch.entries) // 2
+        for entries in (batch.entries[middle:], batch.entries[:middle]):
+            half = self._new_batch(batch.key)
+            half.key, half.due = batch.key, True
+            for entry in entries:
+                half.add(entry)
+            self._queue.appendleft(half)
 
     def _alive(self, batch: Batch[P, R]) -> bool:
         """Leaves out whose caller is gone; whether anybody is left."""
