@@ -37,6 +37,8 @@ def test_everything_that_a_server_says_is_read() -> None:
     found = refusal_of(Failed(refused(Reason.ID_LENGTH, violations=[Broken("events[3].actor", Reason.ID_LENGTH)])))
     assert found.violations == (Violation("events[3].actor", Reason.ID_LENGTH.rule, "ID_LENGTH"),)
     assert (found.reason, found.retry_after_s, found.retryable) == ("ID_LENGTH", None, False)
+    many = refusal_of(Failed(refused(Reason.ID_LENGTH, violations=[Broken(f"events[{n}].actor", Reason.ID_LENGTH) for n in range(30)])))
+    assert (len(many.violations), many.violations_count) == (20, 30)
     shed = refusal_of(Failed(refused(Reason.QUEUE_FULL, 0.25)))
     assert (shed.reason, shed.retry_after_s, shed.shed, shed.retryable) == ("QUEUE_FULL", 0.25, True, True)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
 from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
 from watertower.client.answers import Freshness, position_of
+from watertower.client.calls import Answer
 from watertower.client.channels import ANSWER_BYTES_MAX
 from watertower.client.seen import Seen
 from watertower.core.positions import Position, decode_position, encode_position
@@ -246,6 +247,47 @@ def test_a_session_is_told_when_it_cannot_have_what_it_asks_for() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("call", ["counts_many", "check", "list_actors"])
+def test_a_session_that_moves_on_while_it_reads(call: str) -> None:
+    """An answer is asked for twice, not until the session holds still; what came in between is not in it, and it says so."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session()
+            fake.on_read = lambda number, request: session._wrote(encode_position(Position(1, {0: 10 + number})))
+            fake.positions = [EARLIER, *(encode_position(Position(1, {0: 10 + number})) for number in range(100))]
+            answer = await {
+                "counts_many": lambda: session.counts_many(["bob"]),
+                "check": lambda: session.check("ann", ["bob"]),
+                "list_actors": lambda: session.list_actors("bob"),
+            }[call]()
+            freshness = (answer[0] if isinstance(answer, list) else answer).freshness
+            assert (len(fake.reads), freshness.satisfied) == (2, False)
+
+    run(test)
+
+
+def test_a_session_without_time_to_ask_again() -> None:
+    """The answer that it has is given, and says that it is behind: nothing fails for that."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session, gate = client.session(), asyncio.Event()
+            fake.positions = [LATER, EARLIER]
+            await session.counts("bob")
+
+            async def hold(number: int, request: Any) -> None:
+                if request.min_position:
+                    await gate.wait()
+
+            fake.on_read = hold
+            found = await session.counts("bob", timeout_s=0.5)
+            assert (found.freshness.position, found.freshness.satisfied) == (EARLIER, False)
+            gate.set()
+
+    run(test)
+
+
 def test_a_session_goes_on_elsewhere() -> None:
     """Its token opens one in another process; a token that is none is refused."""
 
@@ -357,11 +399,12 @@ class _Answers:
     def monotonic_s(self) -> float:
         return 0.0
 
-    async def answer(self, wanted: Position | None, timeout_s: float) -> tuple[Freshness, set[bytes]]:
+    async def answer(self, wanted: Position | None, timeout_s: float) -> Answer[Freshness]:
         self.asked.append(wanted)
         position = Position(1, self.positions.pop(0) if self.positions else dict.fromkeys(range(4), 20))
         token = encode_position(position)
-        return Freshness(None, token, False, wanted is None or position.covers(wanted)), {token}
+        freshness = Freshness(None, token, False, wanted is None or position.covers(wanted))
+        return Answer(freshness, {token}, lambda: freshness._replace(satisfied=False))
 
 
 @given(st.lists(offsets, max_size=12), st.lists(st.none() | offsets, max_size=8))
