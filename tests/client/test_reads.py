@@ -140,6 +140,21 @@ def test_mistakes_that_need_no_service_cost_no_request() -> None:
     run(test)
 
 
+def test_one_id_is_not_several() -> None:
+    """A str where ids are asked for is refused, and not taken for its letters."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            calls: list[Any] = [client.counts_many("bob"), client.check("ann", "bob"), anext(client.watch("bob"))]
+            for call in calls:
+                with pytest.raises(TypeError, match=r"\['bob'\]"):
+                    await call
+            assert not fake.reads
+            assert not fake.watches
+
+    run(test)
+
+
 def test_edges_and_lists() -> None:
     """In the order of the question; a page has its items, the next page's token and a freshness."""
 
