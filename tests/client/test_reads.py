@@ -296,7 +296,7 @@ def test_a_session_without_time_to_ask_again() -> None:
                     await gate.wait()
 
             fake.on_read = hold
-            found = await session.counts("bob", timeout_s=0.5)
+            found = await session.counts("bob", timeout_s=2.0)
             assert (found.freshness.position, found.freshness.satisfied) == (EARLIER, False)
             gate.set()
 
