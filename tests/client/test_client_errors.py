@@ -12,6 +12,7 @@ from tests.client.fake import Refusal as Scripted
 from tests.client.fake import refused
 from watertower.client import ClientOptions
 from watertower.client.errors import PUSHBACK_KEY, STATUS_KEY, Refusal, Violation, refusal_of
+from watertower.config import QuerySettings
 from watertower.errors import Reason
 from watertower.errors import Violation as Broken
 
@@ -37,6 +38,8 @@ def test_everything_that_a_server_says_is_read() -> None:
     found = refusal_of(Failed(refused(Reason.ID_LENGTH, violations=[Broken("events[3].actor", Reason.ID_LENGTH)])))
     assert found.violations == (Violation("events[3].actor", Reason.ID_LENGTH.rule, "ID_LENGTH"),)
     assert (found.reason, found.retry_after_s, found.retryable) == ("ID_LENGTH", None, False)
+    many = refusal_of(Failed(refused(Reason.ID_LENGTH, violations=[Broken(f"events[{n}].actor", Reason.ID_LENGTH) for n in range(30)])))
+    assert (len(many.violations), many.violations_count) == (20, 30)
     shed = refusal_of(Failed(refused(Reason.QUEUE_FULL, 0.25)))
     assert (shed.reason, shed.retry_after_s, shed.shed, shed.retryable) == ("QUEUE_FULL", 0.25, True, True)
 
@@ -63,6 +66,11 @@ def test_options_have_bounds(option: str, value: int) -> None:
     """A value that cannot work is refused where it is set, by name."""
     with pytest.raises(ValueError, match=f"{option} is {value}"):
         ClientOptions(**{option: value})
+
+
+def test_near_answers_outlast_the_silence_of_a_watch() -> None:
+    """By default, what does not change is answered from near all the time: the service says a word of it twice as often."""
+    assert ClientOptions().near_age_ms_max >= 2 * QuerySettings().watch_heartbeat_ms
 
 
 def test_the_client_brings_no_back_end() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
 from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
 from watertower.client.answers import Freshness, position_of
+from watertower.client.calls import Answer
 from watertower.client.channels import ANSWER_BYTES_MAX
 from watertower.client.seen import Seen
 from watertower.core.positions import Position, decode_position, encode_position
@@ -139,6 +140,21 @@ def test_mistakes_that_need_no_service_cost_no_request() -> None:
     run(test)
 
 
+def test_one_id_is_not_several() -> None:
+    """A str where ids are asked for is refused, and not taken for its letters."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            calls: list[Any] = [client.counts_many("bob"), client.check("ann", "bob"), anext(client.watch("bob"))]
+            for call in calls:
+                with pytest.raises(TypeError, match=r"\['bob'\]"):
+                    await call
+            assert not fake.reads
+            assert not fake.watches
+
+    run(test)
+
+
 def test_edges_and_lists() -> None:
     """In the order of the question; a page has its items, the next page's token and a freshness."""
 
@@ -246,6 +262,47 @@ def test_a_session_is_told_when_it_cannot_have_what_it_asks_for() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("call", ["counts_many", "check", "list_actors"])
+def test_a_session_that_moves_on_while_it_reads(call: str) -> None:
+    """An answer is asked for twice, not until the session holds still; what came in between is not in it, and it says so."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session = client.session()
+            fake.on_read = lambda number, request: session._wrote(encode_position(Position(1, {0: 10 + number})))
+            fake.positions = [EARLIER, *(encode_position(Position(1, {0: 10 + number})) for number in range(100))]
+            answer = await {
+                "counts_many": lambda: session.counts_many(["bob"]),
+                "check": lambda: session.check("ann", ["bob"]),
+                "list_actors": lambda: session.list_actors("bob"),
+            }[call]()
+            freshness = (answer[0] if isinstance(answer, list) else answer).freshness
+            assert (len(fake.reads), freshness.satisfied) == (2, False)
+
+    run(test)
+
+
+def test_a_session_without_time_to_ask_again() -> None:
+    """The answer that it has is given, and says that it is behind: nothing fails for that."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session, gate = client.session(), asyncio.Event()
+            fake.positions = [LATER, EARLIER]
+            await session.counts("bob")
+
+            async def hold(number: int, request: Any) -> None:
+                if request.min_position:
+                    await gate.wait()
+
+            fake.on_read = hold
+            found = await session.counts("bob", timeout_s=2.0)
+            assert (found.freshness.position, found.freshness.satisfied) == (EARLIER, False)
+            gate.set()
+
+    run(test)
+
+
 def test_a_session_goes_on_elsewhere() -> None:
     """Its token opens one in another process; a token that is none is refused."""
 
@@ -278,6 +335,31 @@ def test_sessions_that_wrote_share_requests() -> None:
             assert all(one.freshness.satisfied for one in found)
             assert decode_position(fake.reads[-1].min_position) == Position(1, {0: 3, 1: 4})
             assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_one_sessions_token_is_not_anothers() -> None:
+    """A position that the service does not know fails the session that brings it, on every read; those that were asked with it have
+    their answers, in few more requests."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+
+            def refuse_unknown_partition(number: int, request: Any) -> Refusal | None:
+                if not request.min_position or 99 not in decode_position(request.min_position).offsets:
+                    return None
+                return refused(Reason.MIN_POSITION_INVALID, violations=[Violation("min_position", Reason.MIN_POSITION_INVALID)])
+
+            fake.on_read = refuse_unknown_partition
+            sessions = [client.session(encode_position(Position(1, {99 if n == 41 else 0: 0}))) for n in range(64)]
+            for _ in range(2):
+                fake.reads.clear()
+                results = await asyncio.gather(*(session.counts("bob") for session in sessions), return_exceptions=True)
+                assert isinstance(results[41], InvalidRequest)
+                assert results[41].reason == "MIN_POSITION_INVALID"
+                assert all(isinstance(result, Counts) for n, result in enumerate(results) if n != 41)
+                assert len(fake.reads) <= 14
 
     run(test)
 
@@ -332,11 +414,12 @@ class _Answers:
     def monotonic_s(self) -> float:
         return 0.0
 
-    async def answer(self, wanted: Position | None, timeout_s: float) -> tuple[Freshness, set[bytes]]:
+    async def answer(self, wanted: Position | None, timeout_s: float) -> Answer[Freshness]:
         self.asked.append(wanted)
         position = Position(1, self.positions.pop(0) if self.positions else dict.fromkeys(range(4), 20))
         token = encode_position(position)
-        return Freshness(None, token, False, wanted is None or position.covers(wanted)), {token}
+        freshness = Freshness(None, token, False, wanted is None or position.covers(wanted))
+        return Answer(freshness, {token}, lambda: freshness._replace(satisfied=False))
 
 
 @given(st.lists(offsets, max_size=12), st.lists(st.none() | offsets, max_size=8))

@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from tests.client.fake import FakeServer, serving
-from watertower.client import Client, ClientClosed, InvalidRequest, Kind, SyncClient
+from watertower.client import Client, ClientClosed, Event, InvalidRequest, Kind, SyncClient
 from watertower.client.calls import Calls
 from watertower.client.sync import SyncCalls
 from watertower.v1 import reader_pb2
@@ -106,6 +108,61 @@ def test_after_its_end(fake: FakeServer) -> None:
     with pytest.raises(ClientClosed):
         client.follow("a", "b")
     assert "watertower-client" not in {thread.name for thread in threading.enumerate()}
+
+
+FORKS = """
+import os, sys
+from watertower.client import ClientClosed, SyncClient
+
+client = SyncClient("127.0.0.1:1", "127.0.0.1:1")
+client._loop._lock = HELD
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    with client:
+        client.counts("a", timeout_s=0.1)
+except ClientClosed as closed:
+    print(closed, flush=True)
+    os._exit(0)
+os._exit(1)
+"""
+HELD = """__import__("threading").Lock(); client._loop._lock.acquire()"""
+
+
+@pytest.mark.parametrize("lock", ["client._loop._lock", HELD], ids=["free", "held"])
+def test_a_client_from_before_a_fork(lock: str) -> None:
+    """Its calls and its end do not hang in the child, also where a thread held its lock: a call says what is wrong."""
+    done = subprocess.run([sys.executable, "-c", FORKS.replace("HELD", lock)], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "made before a fork" in done.stdout
+
+
+def test_a_slow_iterable_holds_up_no_other_thread(fake: FakeServer) -> None:
+    """Events are taken from it in the caller's own thread, while others go on."""
+    with SyncClient(fake.target, fake.target) as client, ThreadPoolExecutor(1) as pool:
+
+        def events() -> Iterator[Event]:
+            assert pool.submit(client.counts, "b").result(10).followers == 0
+            yield Event("a", Kind.FOLLOW, "b")
+
+        client.record_many(events())
+        assert client.counts("b").followers == 1
+
+
+def test_a_call_inside_of_a_call(fake: FakeServer) -> None:
+    """What the collector closes while a call is begun can make calls itself."""
+    client, found = SyncClient(fake.target, fake.target), list[int]()
+
+    def inside() -> None:
+        with client._loop._lock:
+            found.append(client.counts("a").followers)
+
+    thread = threading.Thread(target=inside, daemon=True)  # it must not keep a test that fails from ending
+    thread.start()
+    thread.join(10)
+    assert found == [0]
+    client.close()
 
 
 def test_a_client_needs_a_running_loop() -> None:

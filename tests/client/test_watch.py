@@ -215,7 +215,7 @@ def test_a_watch_that_says_nothing_is_not_believed() -> None:
     async def test() -> None:
         clock = FakeClock()
         async with near(clock) as (fake, client, _):
-            clock.advance(1.0)
+            clock.advance(2.5)
             await client.counts("a")
             assert not fake.reads
             clock.advance(0.001)

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +27,7 @@ from watertower.client import (
     Unavailable,
 )
 from watertower.client.retries import THROTTLE_WINDOW_S
+from watertower.core.positions import decode_position
 from watertower.errors import Reason, Violation
 from watertower.testing.clock import FakeClock
 from watertower.testing.service import free_port
@@ -341,6 +344,111 @@ def test_waiting_items_are_bounded() -> None:
     run(test)
 
 
+def test_a_call_may_be_larger_than_what_may_wait() -> None:
+    """Its parts take turns in what there is room for, and all of it is recorded; it is refused whole, and unsent, where there is none."""
+
+    async def test() -> None:
+        async with served(batch_items_max=2, batch_calls_max=2, waiting_items_max=5) as (fake, client):
+            many = [Event(f"a{n}", Kind.FOLLOW, "b") for n in range(101)]
+            written = await client.record_many(many)
+            assert fake.followers["b"] == 101
+            assert decode_position(written.token) == fake.written
+            found = await client.counts_many([f"e{n}" for n in range(51)])
+            assert len(found) == 51
+            gate = asyncio.Event()
+            fake.on_record = lambda number, request: _until_set(gate)
+            waiting = [asyncio.create_task(client.follow(f"x{n}", "c")) for n in range(2)]
+            before = len(fake.records)
+            await until(lambda: len(fake.records) > before, "a request is there")
+            with pytest.raises(TooManyWaiting):
+                await client.record_many(many)
+            assert len(fake.records) == before + 1
+            gate.set()
+            await asyncio.gather(*waiting)
+
+    run(test)
+
+
+class _LetsOneIn(random.Random):
+    """The first coin lets a call through; all others refuse it."""
+
+    first = True
+
+    def random(self) -> float:
+        first, self.first = self.first, False
+        return 0.999_999 if first else 0.0
+
+
+def test_a_call_is_throttled_as_one() -> None:
+    """Whether a call of many parts is sent is decided once, before any of them is."""
+
+    async def test() -> None:
+        async with served(rng=_LetsOneIn(), batch_items_max=2) as (fake, client):
+            client._transport._writer._throttle.answered(1_000, shed=True)
+            many = [Event(f"a{n}", Kind.FOLLOW, "b") for n in range(10)]
+            await client.record_many(many)
+            assert fake.followers["b"] == 10
+            with pytest.raises(Throttled):
+                await client.record_many(many)
+            assert len(fake.records) == 5
+
+    run(test)
+
+
+def test_a_call_that_fails_in_the_middle_says_so() -> None:
+    """How much was recorded, and where: the session reads it. No further part is sent."""
+
+    async def test() -> None:
+        async with served(batch_items_max=2, batch_calls_max=1) as (fake, client):
+            fake.on_record = lambda number, request: Refusal(grpc.StatusCode.INTERNAL) if number == 1 else None
+            session = client.session()
+            with pytest.raises(Refused, match="1 of 3 parts of the call were recorded") as caught:
+                await session.record_many([Event(f"a{n}", Kind.FOLLOW, "b") for n in range(6)])
+            assert decode_position(caught.value.token) == fake.written
+            assert session.token == caught.value.token
+            assert len(caught.value.occurred_at) == 6
+            assert events_of(fake) == [["a0", "a1"], ["a2", "a3"]]
+
+    run(test)
+
+
+def test_a_failed_write_can_be_repeated_as_it_was() -> None:
+    """Its error has the moments of its events; with them the same request is sent again."""
+
+    async def test() -> None:
+        clock = FakeClock(1_700_000_000_000_000)
+        async with served(clock, attempts_max=1) as (fake, client):
+            fake.on_record = lambda number, request: AWAY if number == 0 else None
+            events = [Event("a", Kind.FOLLOW, "b"), Event("c", Kind.FOLLOW, "b")]
+            with pytest.raises(Unavailable) as caught:
+                await client.record_many(events)
+            clock.advance(5.0)
+            again = [replace(event, occurred_at=at) for event, at in zip(events, caught.value.occurred_at, strict=True)]
+            await client.record_many(again)
+            assert fake.records[0] == fake.records[1]
+
+    run(test)
+
+
+def test_taking_out_what_was_refused_has_a_bound() -> None:
+    """Where more is wrong than the service names, sending the rest again comes out of the retry budget; when that is used up the rest hears
+    that it may be repeated. Where all is named, it is sent once more without."""
+
+    async def test() -> None:
+        async with served(retry_reserve_max=2) as (fake, client):
+            fake.on_record = refuse_ahead
+            results = await asyncio.gather(*(client.follow(f"ahead{n}", "b") for n in range(1_000)), return_exceptions=True)
+            assert len(fake.records) == 3
+            assert Counter(map(type, results)) == {InvalidRequest: 60, Unavailable: 940}
+            assert "retries ran out" in str(results[-1])
+        async with served(retry_reserve_max=0, retry_percent_max=0) as (fake, client):
+            fake.on_record = refuse_ahead
+            await asyncio.gather(*(client.follow(actor, "b") for actor in ("ahead", "a", "c")), return_exceptions=True)
+            assert fake.followers["b"] == 2
+
+    run(test)
+
+
 async def _until_set(event: asyncio.Event) -> None:
     await event.wait()
 
@@ -401,14 +509,14 @@ def test_violations_count_as_the_caller_does() -> None:
 
 
 def test_a_refusal_of_the_whole_request_is_everyones() -> None:
-    """Where the service names no event, nobody's event can be taken out."""
+    """Where the service names no event, each caller hears what is said of its own alone."""
 
     async def test() -> None:
         async with served() as (fake, client):
             fake.on_record = lambda number, request: refused(Reason.MESSAGE_MALFORMED, violations=[Violation("", Reason.MESSAGE_MALFORMED)])
             results = await asyncio.gather(client.follow("a", "b"), client.follow("c", "d"), return_exceptions=True)
             assert [type(result) for result in results] == [InvalidRequest] * 2
-            assert len(fake.records) == 1
+            assert events_of(fake) == [["a", "c"], ["a"], ["c"]]
 
     run(test)
 
@@ -566,6 +674,24 @@ def test_closing_ends_what_waits() -> None:
                 await anext(client.watch(["a"]))
             await client.close()
             gate.set()
+
+    run(test)
+
+
+def test_closing_ends_what_was_not_begun() -> None:
+    """A request whose task has not run when the client is closed: its caller hears of that, not of a deadline."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            caller = asyncio.create_task(client.follow("a", "b", timeout_s=60))
+            under_way = client._transport._events._under_way
+            while not under_way:  # noqa: ASYNC110 - a turn of the loop at a time: no further than to the task
+                await asyncio.sleep(0)
+            await client.close()
+            with pytest.raises(ClientClosed):
+                async with asyncio.timeout(10):
+                    await caller
+            assert not fake.records
 
     run(test)
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from watertower.backends.cassandra import CassandraStore
 from watertower.backends.cassandra_edges import ActorRows
 from watertower.backends.cassandra_statements import Partition
 from watertower.client.batches import EventBatch as CallBatch
-from watertower.client.retries import RetryBudget
+from watertower.client.peer import Peer
+from watertower.client.retries import RetryBudget, Throttle
 from watertower.client.seen import Seen
 from watertower.codec import UndecodableRecord, record_id
 from watertower.core import fold as fold_module
@@ -39,7 +40,7 @@ from watertower.testing.simulator.embedded import EmbeddedStore, SecondaryReader
 from watertower.testing.simulator.log import SimulatedLogWriter
 from watertower.testing.simulator.replicas import ReplicatedStore
 from watertower.testing.simulator.world import Parts, World
-from watertower.v1 import writer_pb2
+from watertower.v1 import reader_pb2, writer_pb2
 
 ALARM = "no edge is ahead of its shards"
 COUNTS, COUNTS_END = "counts are of their position", "counts equal the log"
@@ -50,6 +51,7 @@ AGE, BACK, NEGATIVE = "answers say how old they are", "positions never go back",
 ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a wrong log is refused"
 NEEDS, STALE_AGE = "a satisfied answer has what was asked for", "nothing is served past its age"
 BUDGET, SESSION = "retries keep to their budget", "a session never goes backwards"
+IN_TIME, GETS_THROUGH, UNEXPECTED = "a call of the client ends in time", "a client gets through in the end", "nothing unexpected is raised"
 ONE_READ = "one read of an entity at a time"
 UNDECODABLE, NEWER = "an undecodable record stops its partition", "no answer is newer than the log"
 
@@ -460,6 +462,16 @@ def decoded_or_empty(raw: LogRecord) -> Record:
 _decoded = projector_module._decoded
 
 
+async def watch_with_a_fault(service: QueryService, request: reader_pb2.WatchCountsRequest, context: Any) -> AsyncGenerator[bytes, None]:
+    """Ends after its first message with an error that is none of the service's own."""
+    async for message in _watch_counts(service, request, context):
+        yield message
+        raise KeyError("planted")
+
+
+_watch_counts = QueryService.watch_counts
+
+
 def one_further(tail: FeedTail, partition: int, end: int, as_of: int) -> None:
     """Claims the record after the last one, too."""
     _advance(tail, partition, end + 1, as_of)
@@ -518,5 +530,8 @@ PLANTS = [
     Plant("retries without a budget", {BUDGET}, patches=[(RetryBudget, "take", retry_at_will)]),
     Plant("a stamp for each attempt", {ACKNOWLEDGED}, patches=[(CallBatch, "request", stamped_anew)]),
     Plant("a session that takes any answer", {SESSION}, patches=[(Seen, "included_in", lambda seen, token: True)]),
+    Plant("calls without a deadline", {IN_TIME}, patches=[(Peer, "left_s", lambda peer, deadline_s: 3_600.0)]),
+    Plant("a throttle that never lets go", {GETS_THROUGH}, patches=[(Throttle, "probability", 1.0)]),
+    Plant("a watch that fails", {UNEXPECTED}, patches=[(QueryService, "watch_counts", watch_with_a_fault)]),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
 ]

@@ -12,6 +12,7 @@ import grpc
 
 from watertower.cli.options import DEFAULT_READ_TARGET, DEFAULT_WRITE_TARGET
 from watertower.cli.output import CommandFailed, usage
+from watertower.client.channels import CONNECT_TIMEOUT_MS
 from watertower.client.errors import Refusal, refusal_of
 from watertower.client.retries import wait_s
 from watertower.ports import Clock
@@ -19,7 +20,7 @@ from watertower.ports import Clock
 _CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),  # ours are counted, jittered and bounded
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # for all its name, it is that
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 

@@ -9,9 +9,11 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
+
+import grpc
 
 from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, TooManyWaiting, Violation
 from watertower.client.options import ClientOptions
@@ -55,6 +57,7 @@ class Batch(ABC, Generic[P, R]):
         self.items_max = items_max
         self.entries: list[Entry[P, R]] = []
         self.due = False  # it has waited long enough
+        self.key: Any = None  # what its entries have in common
 
     @property
     @abstractmethod
@@ -97,27 +100,46 @@ class Batcher(Generic[P, R]):
         self._waiting = 0  # items of callers that have no answer yet
         self._queue: deque[Batch[P, R]] = deque()
         self._filling: dict[Hashable, Batch[P, R]] = {}  # the last batch of each key, while it is in the queue
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], Batch[P, R]] = {}
         self._launch_planned = False
         self._closed = False
 
     async def submit(self, key: Hashable, payload: P, items: int, deadline_s: float) -> R:
         """The result of one caller's items. Raises ClientError, at the latest at the deadline."""
-        if self._closed:
-            raise ClientClosed("the client is closed")
-        if self._waiting + items > self._waiting_max:
-            raise TooManyWaiting(f"{self._waiting} items wait for {self._peer.target}, and {self._waiting_max} may (waiting_items_max)")
-        self._peer.admit(items)
-        entry: Entry[P, R] = Entry(payload, deadline_s)
-        self._waiting += items
+        self._admit(items, items)
         try:
-            self._place(key, entry)
-            async with asyncio.timeout(self._peer.left_s(deadline_s)):
-                return await entry.result
-        except TimeoutError:
-            raise self._peer.out_of_time(entry.last) from None
+            return await self._result(key, payload, deadline_s)
         finally:
             self._waiting -= items
+
+    async def submit_parts(self, key: Hashable, parts: Sequence[P], items: Sequence[int], deadline_s: float) -> list[R | Exception | None]:
+        """The results of one caller's parts, in their order, with the items of each; what was raised in place of the result of one that
+        failed. After that no further one is begun: those have None. All that were begun have ended. Raises ClientError for a call that is
+        refused as a whole, before anything is sent."""
+        if len(parts) == 1:
+            return [await self.submit(key, parts[0], items[0], deadline_s)]
+        # As many at once as there are requests, and no more than may wait: the rest of the call is its caller's, and waits for nobody.
+        at_once = max(1, min(self._calls_max, self._waiting_max // max(items)))
+        held = sum(items[:at_once])
+        self._admit(sum(items), held)
+        results: list[R | Exception | None] = [None] * len(parts)
+        left, failed = iter(enumerate(parts)), False
+
+        async def one_by_one() -> None:
+            nonlocal failed
+            for number, part in left:
+                if failed:
+                    return
+                try:
+                    results[number] = await self._result(key, part, deadline_s)
+                except Exception as error:
+                    results[number], failed = error, True
+
+        try:
+            await asyncio.gather(*(one_by_one() for _ in parts[:at_once]))
+        finally:
+            self._waiting -= held
+        return results
 
     async def close(self) -> None:
         """Ends what is under way; whoever waits gets ClientClosed."""
@@ -125,11 +147,33 @@ class Batcher(Generic[P, R]):
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()
-        for batch in self._queue:
+        # Those under way, too: a task that has not begun when it is cancelled never fails its batch.
+        for batch in (*self._queue, *self._under_way.values()):
             _fail(batch, closed)
         self._queue.clear()
         self._filling.clear()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _admit(self, items: int, held: int) -> None:
+        """Lets a call of so many items in, of which so many wait at once; these are counted. Raises ClientClosed, TooManyWaiting,
+        Throttled."""
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        if self._waiting + held > self._waiting_max:
+            raise TooManyWaiting(f"{self._waiting} items wait for {self._peer.target}, and {self._waiting_max} may (waiting_items_max)")
+        self._peer.admit(items)
+        self._waiting += held
+
+    async def _result(self, key: Hashable, payload: P, deadline_s: float) -> R:
+        if self._closed:
+            raise closed()
+        entry: Entry[P, R] = Entry(payload, deadline_s)
+        self._place(key, entry)
+        try:
+            async with asyncio.timeout(self._peer.left_s(deadline_s)):
+                return await entry.result
+        except TimeoutError:
+            raise self._peer.out_of_time(entry.last) from None
 
     def _place(self, key: Hashable, entry: Entry[P, R]) -> None:
         batch = self._filling.get(key)
@@ -137,6 +181,7 @@ class Batcher(Generic[P, R]):
             if batch is not None:
                 batch.due = True  # the next one fills
             batch = self._filling[key] = self._new_batch(key)
+            batch.key = key
             self._queue.append(batch)
             asyncio.get_running_loop().call_later(self._wait_s, self._release, batch)
         batch.add(entry)
@@ -167,17 +212,17 @@ class Batcher(Generic[P, R]):
                 del self._filling[key]
                 break
         task = asyncio.get_running_loop().create_task(self._carry(batch))
-        self._under_way.add(task)
+        self._under_way[task] = batch
         task.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        self._under_way.pop(task, None)
         if self._queue and not self._closed:
             self._queue[0].due = True
             self._launch()
 
     async def _carry(self, batch: Batch[P, R]) -> None:
-        """One batch to its end: every entry has a result or an error afterwards."""
+        """One batch to its end: every entry has a result or an error afterwards, or is in a smaller batch."""
         try:
             await self._attempts(batch)
         except asyncio.CancelledError:
@@ -188,7 +233,7 @@ class Batcher(Generic[P, R]):
             _fail(batch, lambda: fault)
 
     async def _attempts(self, batch: Batch[P, R]) -> None:
-        peer, number = self._peer, 0
+        peer, number, blamed = self._peer, 0, False
         while self._alive(batch):
             request, items = batch.request(), batch.items
             try:
@@ -199,7 +244,18 @@ class Batcher(Generic[P, R]):
                 batch.deliver(answer)
                 return
             if refusal.violations and self._blame(batch, refusal):
-                continue  # not a retry: without what was wrong in it, it is another request, and nothing of it was recorded
+                # Without what was wrong in it, it is another request, and nothing of it was recorded. Once that is no retry, unless it is
+                # bound to be refused again, since not all that is wrong was named.
+                if (blamed or refusal.violations_count > len(refusal.violations)) and self._alive(batch):
+                    number += 1
+                    if number >= peer.attempts_max or not peer.take_retry():
+                        _fail(batch, peer.not_sent_again)
+                        return
+                blamed = True
+                continue
+            if refusal.status is grpc.StatusCode.INVALID_ARGUMENT and len(batch.entries) > 1:
+                self._halve(batch)
+                return
             wait = peer.wait_s(refusal, number)
             in_time = [] if wait is None else [entry for entry in batch.entries if peer.left_s(entry.deadline_s) > wait]
             # The others gain nothing from waiting.
@@ -212,6 +268,18 @@ class Batcher(Generic[P, R]):
                     entry.fail(peer.error(refusal))
             await peer.sleep(wait)
             number += 1
+
+    def _halve(self, batch: Batch[P, R]) -> None:
+        """Queues both halves of a batch that was refused as a whole: what is wrong may be one entry's alone, such as the position that it
+        asks for, or only wrong of all together. Of n entries with one that is wrong, the others have their answers after about 2 log2(n)
+        requests."""
+        middle = len(batch.entries) // 2
+        for entries in (batch.entries[middle:], batch.entries[:middle]):
+            half = self._new_batch(batch.key)
+            half.key, half.due = batch.key, True
+            for entry in entries:
+                half.add(entry)
+            self._queue.appendleft(half)
 
     def _alive(self, batch: Batch[P, R]) -> bool:
         """Leaves out whose caller is gone; whether anybody is left."""

@@ -3,8 +3,9 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from watertower.client.answers import (
     ALL_METRICS,
@@ -22,6 +23,7 @@ from watertower.client.answers import (
     freshness_of,
     position_of,
 )
+from watertower.client.errors import ClientError
 from watertower.client.requests import event_messages, kind_name, metric_names, refuse_check, refuse_counts, refuse_page, refuse_watch
 from watertower.client.seen import Seen
 from watertower.client.transport import Transport
@@ -32,16 +34,23 @@ from watertower.v1 import reader_pb2
 
 T = TypeVar("T")
 
-Answer: TypeAlias = tuple[T, set[bytes]]
-"""An answer, and the positions at which its parts were given."""
+
+class Answer(NamedTuple, Generic[T]):
+    """An answer, as the service gave it."""
+
+    value: T
+    tokens: set[bytes]
+    """The positions at which its parts were given."""
+    behind: Callable[[], T]
+    """The same, not `satisfied`."""
 
 
 class Calls(ABC):
     """The calls. Every one of them takes `timeout_s`, in which it ends with its retries, and raises ClientError.
 
     Writes return when the events are durable. A write that fails may have been recorded; the same call again, with the same
-    `occurred_at`, counts nothing twice. Reads take `max_staleness_s`: how far back `as_of` may be; the service waits for a while if it is
-    further back, and says in `freshness.satisfied` whether that helped.
+    `occurred_at` (the error has it), counts nothing twice. Reads take `max_staleness_s`: how far back `as_of` may be; the service waits
+    for a while if it is further back, and says in `freshness.satisfied` whether that helped.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -90,14 +99,21 @@ class Calls(ABC):
         return await self.record_many([Event(actor, Kind.COMMENT, subject, ref, False, occurred_at)], timeout_s=timeout_s)
 
     async def record_many(self, events: Iterable[Event], *, timeout_s: float | None = None) -> Written:
-        """Any number of events, in requests of up to 1,000. Each of these is recorded whole or, if it breaks a rule, not at all; the
-        violations of an InvalidRequest count from the first event of the call."""
+        """Any number of events, in requests of up to 1,000. Each of these is recorded whole or, if it breaks a rule, not at all; after one
+        that failed, no further one is sent. The violations of an InvalidRequest count from the first event of the call."""
         left_s = self._transport.timeout_s(timeout_s)
         # Before anything else: a retry, and what is left of a batch that was refused, carry these moments.
         messages, moments = event_messages(events, self._transport.stamps)
-        token = await self._transport.record(messages, left_s)
+        occurred_at = tuple(map(datetime_of_us, moments))
+        try:
+            token = await self._transport.record(messages, left_s)
+        except ClientError as error:
+            error.occurred_at = occurred_at
+            if error.token:
+                self._wrote(error.token)
+            raise
         self._wrote(token)
-        return Written(token, tuple(map(datetime_of_us, moments)))
+        return Written(token, occurred_at)
 
     # --- reads
 
@@ -126,7 +142,8 @@ class Calls(ABC):
 
         async def ask(wanted: Position | None, left_s: float) -> Answer[list[Counts]]:
             counts = await self._transport.counts(entities, metrics, wanted, max_staleness_s, left_s)
-            return counts, {one.freshness.position for one in counts}
+            tokens = {one.freshness.position for one in counts}
+            return Answer(counts, tokens, lambda: [replace(one, freshness=_behind(one.freshness)) for one in counts])
 
         return await self._read(ask, self._transport.timeout_s(timeout_s))
 
@@ -146,7 +163,8 @@ class Calls(ABC):
             request = reader_pb2.CheckEdgesRequest(actor=actor, kind=kind_name(kind), subjects=subjects)
             answer = await self._transport.ask("CheckEdges", request, wanted, max_staleness_s, left_s)
             freshness = _freshness(answer, wanted, max_staleness_s)
-            return Checked(tuple(answer.active), freshness), {freshness.position}
+            checked = Checked(tuple(answer.active), freshness)
+            return Answer(checked, {freshness.position}, lambda: checked._replace(freshness=_behind(freshness)))
 
         return await self._read(ask, self._transport.timeout_s(timeout_s))
 
@@ -202,9 +220,14 @@ class Calls(ABC):
             answer = await self._transport.ask(method, request, wanted, max_staleness_s, left_s)
             freshness = _freshness(answer, wanted, max_staleness_s)
             items = tuple(Item(id_of(item), item.ref, datetime_of(item.occurred_at)) for item in answer.items)
-            return Page(items, answer.next_page_token, freshness), {freshness.position}
+            page = Page(items, answer.next_page_token, freshness)
+            return Answer(page, {freshness.position}, lambda: page._replace(freshness=_behind(freshness)))
 
         return await self._read(ask, self._transport.timeout_s(timeout_s))
+
+
+def _behind(freshness: Freshness) -> Freshness:
+    return freshness._replace(satisfied=False)
 
 
 def _freshness(answer: Any, wanted: Position | None, max_staleness_s: float | None) -> Freshness:

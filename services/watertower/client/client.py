@@ -77,8 +77,7 @@ class Client(Calls):
         pass  # a session's business
 
     async def _read(self, ask: Callable[[Position | None, float], Awaitable[Answer[T]]], timeout_s: float) -> T:
-        answer, _ = await ask(None, timeout_s)
-        return answer
+        return (await ask(None, timeout_s)).value
 
     def _watched(self) -> Seen:
         return Seen()

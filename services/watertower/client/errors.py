@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import grpc
@@ -41,6 +42,7 @@ class Refusal(NamedTuple):
     reason: str = ""
     violations: tuple[Violation, ...] = ()
     retry_after_s: float | None = None
+    violations_count: int = 0  # as the server says: it names the first ones only
     no_retry: bool = False  # a negative or unreadable pushback: the server does not want this call again
 
     @property
@@ -81,7 +83,8 @@ def _with_details(refusal: Refusal, encoded: bytes) -> Refusal:
         for packed in details:
             info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
             if packed.Unpack(info):
-                refusal = refusal._replace(reason=info.reason)
+                count = info.metadata.get("violations", "")
+                refusal = refusal._replace(reason=info.reason, violations_count=int(count) if re.fullmatch("[0-9]{1,9}", count) else 0)
             elif packed.Unpack(bad):
                 found = tuple(Violation(v.field, v.description, v.reason) for v in bad.field_violations)
                 refusal = refusal._replace(violations=refusal.violations + found)
@@ -104,10 +107,19 @@ class ClientError(Exception):
         self.status = refusal.status if refusal else None
         self.reason = refusal.reason if refusal else ""
         self.retry_after_s = refusal.retry_after_s if refusal else None
+        self.occurred_at: tuple[datetime, ...] = ()
+        """Of a write, the moments of its events as they were, or would have been, sent: with them the call can be repeated as it was."""
+        self.token = b""
+        """Of a write in several parts, the token of those that were recorded; empty for none."""
+
+    def partly(self, recorded: int, parts: int, token: bytes) -> None:
+        """So many parts of the call were recorded before this: the message says so."""
+        self.args = (f"{recorded} of {parts} parts of the call were recorded, and then: {self}",)
+        self.token = token
 
 
 class InvalidRequest(ClientError):
-    """A rule is broken; nothing was recorded. Repeating gives the same answer."""
+    """A rule is broken; nothing was recorded, but parts of a call in several parts (`token`). Repeating gives the same answer."""
 
     def __init__(self, violations: Sequence[Violation], message: str = "", refusal: Refusal | None = None) -> None:
         """`violations`: of the caller's own part of a batch, with places as the caller counts them."""
@@ -124,7 +136,8 @@ class InvalidRequest(ClientError):
 
 
 class Unavailable(ClientError):
-    """Nothing answers, or the service cannot do it now, and the retries ran out. Events may have been recorded."""
+    """Nothing answers, the service cannot do it now, or others of the same batch were wrong, and the retries ran out. Events may have
+    been recorded."""
 
     retryable = True
 

@@ -45,8 +45,9 @@ class ClientOptions:
     near_entities_max: int = 0
     """entities whose counts are kept near; 0 turns the near cache off"""
 
-    near_age_ms_max: int = 1_000
-    """ms since the last word of the service after which nothing is answered from the near cache"""
+    near_age_ms_max: int = 2_500
+    """ms since the last word of the service after which nothing is answered from the near cache; to be above the service's
+    query_watch_heartbeat_ms, since of what does not change it says no word more often than that"""
 
     near_refresh_ms: int = 1_000
     """ms between two looks at which entities are worth keeping near"""

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from watertower.client.errors import ClientClosed, ClientError, DeadlineExceeded, Refusal, Throttled, error_of, refusal_of
+from watertower.client.errors import ClientClosed, ClientError, DeadlineExceeded, Refusal, Throttled, Unavailable, error_of, refusal_of
 from watertower.client.options import ClientOptions
 from watertower.client.retries import RetryBudget, Throttle, wait_s
 from watertower.ports import Clock
@@ -32,6 +32,7 @@ class Peer:
     def __init__(self, target: str, options: ClientOptions, clock: Clock, rng: random.Random, sleep: Sleep) -> None:
         self.target, self.clock, self.sleep = target, clock, sleep
         self.closed = False
+        self.attempts_max = options.attempts_max
         self._options, self._rng = options, rng
         self._budget = RetryBudget(options.retry_percent_max, options.retry_reserve_max, clock)
         self._throttle = Throttle(clock, rng)
@@ -73,7 +74,7 @@ class Peer:
     def wait_s(self, refusal: Refusal, number: int) -> float | None:
         """Seconds to wait after attempt `number` was refused; None if there is to be no other one."""
         options = self._options
-        if number + 1 >= options.attempts_max:
+        if number + 1 >= self.attempts_max:
             return None
         return wait_s(refusal, number, options.retry_base_ms / 1e3, options.retry_cap_ms / 1e3, self._rng.random())
 
@@ -98,6 +99,10 @@ class Peer:
     def error(self, refusal: Refusal) -> ClientError:
         """What the caller hears of a refusal that is not repeated."""
         return error_of(refusal, self.target)
+
+    def not_sent_again(self) -> Unavailable:
+        """What callers hear whose items were not named, when those that were are taken out and there is no retry for the rest."""
+        return Unavailable(f"{self.target} refused others of the same batch again and again, and the retries ran out; repeat the call")
 
     def out_of_time(self, last: Refusal | None) -> DeadlineExceeded:
         """What the caller hears whose time is over; `last`: what the server said before."""

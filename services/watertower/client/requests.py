@@ -68,20 +68,24 @@ def event_messages(events: Iterable[Event], stamps: Stamps) -> tuple[list[writer
 
 
 def refuse_counts(entities: Sequence[str], metrics: Sequence[int]) -> None:
-    """Raises InvalidRequest for what BatchGetCounts would refuse of its entities (any number of at least one) or its metrics."""
+    """Raises InvalidRequest for what BatchGetCounts would refuse of its entities (any number of at least one) or its metrics; TypeError
+    for one str in place of them."""
+    _refuse_str("entities", entities)
     broken = [] if entities else [_broken("entities", Reason.ENTITIES_COUNT)]
     _refuse_if_any(broken + _ids("entities", entities) + _metrics(metrics))
 
 
 def refuse_watch(entities: Sequence[str], metrics: Sequence[int]) -> None:
-    """Raises InvalidRequest for what WatchCounts would refuse of its entities or its metrics."""
+    """Raises InvalidRequest for what WatchCounts would refuse of its entities or its metrics; TypeError for one str in place of them."""
+    _refuse_str("entities", entities)
     reason = count_violation(len(entities), ENTITIES_MAX, Reason.ENTITIES_COUNT)
     broken = _ids("entities", entities) if reason is None else [_broken("entities", reason)]
     _refuse_if_any(broken + _metrics(metrics))
 
 
 def refuse_check(actor: str, kind: int, subjects: Sequence[str]) -> None:
-    """Raises InvalidRequest for what CheckEdges would refuse."""
+    """Raises InvalidRequest for what CheckEdges would refuse; TypeError for one str in place of subjects."""
+    _refuse_str("subjects", subjects)
     reason = count_violation(len(subjects), SUBJECTS_MAX, Reason.SUBJECTS_COUNT)
     broken = _ids("subjects", subjects) if reason is None else [_broken("subjects", reason)]
     _refuse_if_any(_id("actor", actor) + _one("kind", kind_violation(kind)) + broken)
@@ -100,6 +104,12 @@ def kind_name(kind: Kind) -> str:
 def metric_names(metrics: Sequence[Metric]) -> list[str]:
     """Metrics in the words of the API."""
     return [f"METRIC_{Metric(metric).name}" for metric in metrics]
+
+
+def _refuse_str(field: str, values: Sequence[str]) -> None:
+    # To the type checker it is a sequence of str as well as any other: that of its letters.
+    if isinstance(values, str):
+        raise TypeError(f"{field} are several ids, as in [{values!r}], and not one str")
 
 
 def _event_violations(path: str, event: Event, at_us: int) -> list[Violation]:

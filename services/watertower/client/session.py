@@ -1,9 +1,11 @@
 """A session: one user's reads include what that user wrote and saw."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from watertower.client.calls import Answer, Calls
+from watertower.client.errors import DeadlineExceeded
 from watertower.client.seen import Seen
 from watertower.client.transport import Transport
 from watertower.core.positions import Position
@@ -40,16 +42,20 @@ class Session(Calls):
         # with those of other sessions.
         seen, clock = self._seen_so_far, self._transport.clock
         deadline_s = clock.monotonic_s() + timeout_s
-        wanted = seen.position if self._written else None
-        while True:
+        written = self._written
+        wanted = seen.position if written else None
+        answer = await ask(wanted, timeout_s)
+        if not self._included(answer) and wanted != seen.position:
+            # Once more, and not until it is included: other calls of the session may move it on all the time.
             written = self._written
-            answer, tokens = await ask(wanted, deadline_s - clock.monotonic_s())
-            included = all(seen.included_in(token) for token in tokens)
-            asked, wanted = wanted, seen.position
-            if included and written:
-                self._written = False
-            if included or asked == wanted:
-                # Not included, and asked for: the answer says so itself.
-                for token in tokens:
-                    seen.add(token)
-                return answer
+            with contextlib.suppress(DeadlineExceeded):  # there is an answer
+                answer = await ask(seen.position, deadline_s - clock.monotonic_s())
+        included = self._included(answer)
+        if included and written:
+            self._written = False
+        for token in answer.tokens:
+            seen.add(token)
+        return answer.value if included else answer.behind()
+
+    def _included(self, answer: Answer[T]) -> bool:
+        return all(self._seen_so_far.included_in(token) for token in answer.tokens)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -31,11 +32,16 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="watertower-client", daemon=True)
         self._thread.start()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # inside of it the collector may close a watch that was left over, and so come here again
+        self._process = os.getpid()
         self._closed = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine on the loop; whoever is interrupted while waiting cancels it. Raises ClientClosed."""
+        """The result of a coroutine on the loop; whoever is interrupted while waiting cancels it. Raises ClientClosed, also in a forked
+        process that has inherited the loop without its thread."""
+        if self._process != os.getpid():  # before the lock: a thread that held it in the parent never lets go here
+            work.close()
+            raise ClientClosed("the client was made before a fork, and its thread is not in this process: make the client after it")
         with self._lock:  # nothing may be begun on a loop that is about to end: it would be waited for without end
             refused = self._closed or threading.current_thread() is self._thread
             future = None if refused else asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -106,7 +112,7 @@ class SyncCalls:
 
     def record_many(self, events: Iterable[Event], *, timeout_s: float | None = None) -> Written:
         """As Client.record_many."""
-        return self._loop.run(self._calls.record_many(events, timeout_s=timeout_s))
+        return self._loop.run(self._calls.record_many(list(events), timeout_s=timeout_s))  # the loop's thread waits for no iterable
 
     def counts(
         self,
@@ -230,7 +236,7 @@ class SyncClient(SyncCalls):
         return SyncSession(self._loop, self._client.session(token))
 
     def close(self) -> None:
-        """As Client.close; ends the thread. Idempotent."""
+        """As Client.close; ends the thread. Idempotent. In a process that was forked from the one that made the client, it does nothing."""
         try:
             self._loop.run(self._client.close())
         except ClientClosed:

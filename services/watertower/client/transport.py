@@ -1,6 +1,5 @@
 """The calls of one client to its two servers: batched where they can be, retried, each at the position that it asks for."""
 
-import asyncio
 import random
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from watertower.client.answers import ALL_METRICS, Counts, Update, position_of
 from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch, EventBatch, Events
 from watertower.client.batching import Batcher
 from watertower.client.channels import Connect
-from watertower.client.errors import ClientClosed, InvalidRequest
+from watertower.client.errors import ClientClosed, ClientError, InvalidRequest
 from watertower.client.near_cache import NearCache
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Peer, Sleep
@@ -59,23 +58,17 @@ class Transport:
         return self.options.timeout_ms / 1e3 if timeout_s is None else timeout_s
 
     async def record(self, messages: Events, timeout_s: float) -> bytes:
-        """Records events of one caller; the write token. Raises ClientError."""
+        """Records events of one caller; the write token. Raises ClientError, with the token of what was recorded."""
         deadline_s = self.clock.monotonic_s() + timeout_s
         parts = _parts(messages, self.options.batch_items_max)
-        submits = (self._events.submit(None, part, len(part), deadline_s) for part in parts)
-        # Every part to its end: a caller that hears of an error must not have events under way.
-        tokens = await asyncio.gather(*submits, return_exceptions=True)
-        position: Position | None = None
-        for number, token in enumerate(tokens):
-            if isinstance(token, InvalidRequest):
-                raise token.moved(number * self.options.batch_items_max)
-            if isinstance(token, BaseException):
-                raise token
-            written = position_of(token)
-            if len(tokens) == 1 or written is None:
-                return token
-            position = written if position is None else position.merged(written)
-        return b"" if position is None else encode_position(position)
+        results = await self._events.submit_parts(None, parts, [len(part) for part in parts], deadline_s)
+        tokens = [result for result in results if isinstance(result, bytes)]
+        error = _first_error(results, self.options.batch_items_max)
+        if error is None:
+            return _merged(tokens)
+        if tokens and isinstance(error, ClientError):
+            error.partly(len(tokens), len(parts), _merged(tokens))
+        raise error
 
     async def counts(
         self,
@@ -97,15 +90,12 @@ class Transport:
             key, batcher = key._replace(waits_s=round(timeout_s, 1), together=together), self._later_counts
         deadline_s = self.clock.monotonic_s() + timeout_s
         size = self.options.batch_items_max
-        submits = (batcher.submit(key, CountsQuestion(part, min_position), len(part), deadline_s) for part in _parts(entities, size))
-        found: list[Counts] = []
-        for number, part in enumerate(await asyncio.gather(*submits, return_exceptions=True)):
-            if isinstance(part, InvalidRequest):
-                raise part.moved(number * size)
-            if isinstance(part, BaseException):
-                raise part
-            found += part
-        return found
+        questions = [CountsQuestion(part, min_position) for part in _parts(entities, size)]
+        results = await batcher.submit_parts(key, questions, [len(question.entities) for question in questions], deadline_s)
+        error = _first_error(results, size)
+        if error is not None:
+            raise error
+        return [counts for part in results if isinstance(part, list) for counts in part]
 
     async def ask(self, method: str, request: Any, min_position: Position | None, max_staleness_s: float | None, timeout_s: float) -> Any:
         """The answer of another method of the reader. Raises ClientError."""
@@ -135,3 +125,24 @@ class Transport:
 
 def _parts(items: Sequence[Any], size: int) -> list[Any]:
     return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _first_error(results: Sequence[object], size: int) -> Exception | None:
+    """Of the parts of a call, each of so many items; with places as the caller counts them."""
+    for number, result in enumerate(results):
+        if isinstance(result, InvalidRequest):
+            return result.moved(number * size)
+        if isinstance(result, Exception):
+            return result
+    return None
+
+
+def _merged(tokens: Sequence[bytes]) -> bytes:
+    """One token for what was recorded in several parts."""
+    position: Position | None = None
+    for token in tokens:
+        written = position_of(token)
+        if len(tokens) == 1 or written is None:
+            return token
+        position = written if position is None else position.merged(written)
+    return b"" if position is None else encode_position(position)

@@ -154,6 +154,7 @@ async def _day(world: World, scenario: Scenario) -> None:
         node.start()
     await _drained(world)
     _check_rows(world)
+    await users.last()
     await asyncio.sleep(LATE_S)
     if world.undecodable.keys() - world.stopped:
         raise Broken("an undecodable record stops its partition", f"{world.undecodable}, not {sorted(world.stopped)}")

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 
@@ -12,15 +12,27 @@ from watertower.core.positions import decode_position
 from watertower.core.sharding import partition_of
 from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason
 from watertower.rpc import status_of
-from watertower.testing.simulator.clients import ACTORS, ENTITIES, Deadline
+from watertower.testing.simulator.clients import ACTORS, ENTITIES, POSTS, Deadline
 from watertower.testing.simulator.processes import IngestNode, Node, QueryNode
+from watertower.testing.simulator.watchers import error_of
 from watertower.testing.simulator.world import Broken, World
+
+T = TypeVar("T")
 
 LOOK_S = 0.1
 """Between two looks whether a server is there, of a call that waits for one."""
 
 BUDGET_WINDOW_S, BUDGET_STEP_S = 10.0, 0.5
 """In which the client counts its retries, and how coarse it forgets."""
+
+RETRY_WAIT_S_MAX = 2.6
+"""Between the moments at which the client counts a retry and makes it: what a server asks for, and full jitter up to 2 s."""
+
+LATE_S_MAX = 1.0
+"""How long after its deadline a call may end."""
+
+LAST_S = 60.0
+"""That calls have when the faults are over."""
 
 
 class CallFailed(grpc.RpcError):
@@ -42,7 +54,11 @@ class CallFailed(grpc.RpcError):
 
 
 class Attempts:
-    """Holds a client's retries against its budget."""
+    """Holds a client's retries against its budget.
+
+    It sees them when they are made, the client counts them before it waits: so it looks at those only that the client has counted in the
+    window of the last one, however long they waited, and at all requests that may have been in it.
+    """
 
     def __init__(self, world: World, options: ClientOptions) -> None:
         self._world, self._options = world, options
@@ -51,9 +67,11 @@ class Attempts:
     def made(self, retry: bool) -> None:
         now_s = self._world.loop.now_s
         self._made.append((now_s, retry))
-        while self._made[0][0] < now_s - BUDGET_WINDOW_S - BUDGET_STEP_S:
+        while self._made[0][0] < now_s - BUDGET_WINDOW_S - RETRY_WAIT_S_MAX:
             self._made.popleft()
-        retries = sum(again for at_s, again in self._made if at_s > now_s - BUDGET_WINDOW_S + BUDGET_STEP_S)
+        if not retry:
+            return  # the requests that allowed the last retry may be forgotten by now
+        retries = sum(again for at_s, again in self._made if at_s > now_s - BUDGET_WINDOW_S + BUDGET_STEP_S + RETRY_WAIT_S_MAX)
         first = sum(not again for _, again in self._made)
         if retries > self._options.retry_reserve_max + first * self._options.retry_percent_max / 100:
             raise Broken("retries keep to their budget", f"{retries} retries in {BUDGET_WINDOW_S:.0f} s, {first} requests")
@@ -138,6 +156,9 @@ class SimulatedChannel:
                 await asyncio.wait({getting, sending}, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
                     getting.cancel()
+                    unexpected = error_of(sending)
+                    if unexpected is not None:
+                        self._world.fail(unexpected)  # the client would take it for its own, and go on without its near cache
                     raise CallFailed(grpc.StatusCode.UNAVAILABLE)
                 yield deserializer(getting.result())
         finally:
@@ -167,19 +188,48 @@ class Users:
         options = ClientOptions(
             near_entities_max=rng.choice((0, 4)), batch_items_max=rng.choice((2, 1_000)), retry_reserve_max=rng.choice((0, 2, 10))
         )
-        client = Client(
-            "writer",
-            "reader",
-            options,
-            clock=world.clock(f"client {number}"),
-            rng=rng,
-            sleep=asyncio.sleep,
-            connect=lambda target, _: SimulatedChannel(world, self._nodes[target], Attempts(world, options), rng),
-        )
+        client = self._client(f"client {number}", options, rng)
         try:
             await asyncio.gather(*(self._use(client.session(), world.rng(f"user {number} {user}")) for user in range(3)))
         finally:
             await client.close()
+
+    async def last(self) -> None:
+        """When the faults are over: a new client's session writes, and reads what it wrote."""
+        world = self._world
+        client = self._client("last client", ClientOptions(), world.rng("last client"))
+        actor = next((one for one in ACTORS if partition_of(one, world.partitions) not in world.undecodable), None)
+        if actor is None:
+            return  # nothing that is written will be read
+        session = client.session()
+        try:
+            await self._in_time(session.like(actor, POSTS[0], timeout_s=LAST_S), LAST_S)
+            counts = await self._in_time(session.counts(POSTS[0], timeout_s=LAST_S), LAST_S)
+        except ClientError as error:
+            raise Broken("a client gets through in the end", repr(error)) from error
+        finally:
+            await client.close()
+        if not counts.freshness.satisfied:
+            raise Broken("a client gets through in the end", f"{counts}, not at {decode_position(session.token)}")
+
+    def _client(self, name: str, options: ClientOptions, rng: Any) -> Client:
+        return Client(
+            "writer",
+            "reader",
+            options,
+            clock=self._world.clock(name),
+            rng=rng,
+            sleep=asyncio.sleep,
+            connect=lambda target, _: SimulatedChannel(self._world, self._nodes[target], Attempts(self._world, options), rng),
+        )
+
+    async def _in_time(self, call: Awaitable[T], timeout_s: float) -> T:
+        """What a call gives that has so much time."""
+        try:
+            async with asyncio.timeout(timeout_s + LATE_S_MAX):
+                return await call
+        except TimeoutError:
+            raise Broken("a call of the client ends in time", f"it had {timeout_s:g} s") from None
 
     async def _use(self, session: Session, rng: Any) -> None:
         while True:
@@ -198,14 +248,15 @@ class Users:
             Event(actor, Kind.FOLLOW, subject, active=rng.random() < 0.7)
             for subject in rng.sample([entity for entity in ENTITIES if entity != actor], rng.randint(1, 3))
         ]
-        written = await session.record_many(events, timeout_s=rng.choice((0.5, 5.0, 20.0)))
+        timeout_s = rng.choice((0.5, 5.0, 20.0))
+        written = await self._in_time(session.record_many(events, timeout_s=timeout_s), timeout_s)
         moments = [round(at.timestamp() * 1e6) for at in written.occurred_at]
         told = [(e.actor, int(e.kind), e.subject, e.ref, e.active, at) for e, at in zip(events, moments, strict=True)]
         world.acknowledge(told, lambda one: partition_of(one, world.partitions), decode_position(written.token))
 
     async def _read(self, session: Session, entities: list[str]) -> None:
         before = decode_position(session.token) if session.token else None
-        for counts in await session.counts_many(entities):
+        for counts in await self._in_time(session.counts_many(entities), ClientOptions().timeout_ms / 1e3):
             position = decode_position(counts.freshness.position)
             if counts.freshness.satisfied and before is not None and not position.covers(before):
                 raise Broken("a session never goes backwards", f"{position} after {before}")

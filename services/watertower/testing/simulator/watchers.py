@@ -12,6 +12,12 @@ from watertower.testing.simulator.world import Broken, World
 from watertower.v1 import reader_pb2
 
 
+def error_of(sending: "asyncio.Task[None]") -> BaseException | None:
+    """What ended a watch at its server that nobody expects: neither its end or its death, nor a refusal."""
+    error = None if sending.cancelled() else sending.exception()
+    return None if isinstance(error, BackendUnavailable | CallRefused) else error
+
+
 class Watchers:
     """Callers of WatchCounts. What they were sent so far is, at every message, of the position that the message claims."""
 
@@ -37,6 +43,9 @@ class Watchers:
                 await asyncio.wait({getting, sending}, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
                     getting.cancel()
+                    unexpected = error_of(sending)
+                    if unexpected is not None:
+                        raise unexpected
                     return  # its server died, or would not go on
                 encoded = getting.result()
                 if encoded is None:

@@ -171,9 +171,14 @@ class World:
         if task.cancelled() or self.failed.done():
             return
         error = task.exception()
-        if isinstance(error, Broken) or error is not None:
-            self.failed.set_exception(error)
+        if error is not None:
+            self.fail(error)
         del self._tasks[task]
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the run with this, unless something else has."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
 
     def _ended_of_node(self, task: "asyncio.Task[Any]") -> None:
         """The main task of a process: it ends only by being killed."""
