@@ -32,6 +32,7 @@ from benchmarks.service import on_service, request
 from watertower.clock import SystemClock
 from watertower.codec import decode_feed, encode_feed
 from watertower.core.positions import decode_position
+from watertower.debut.plan import PROFILES
 from watertower.debut.run import Live, Readers, Service
 from watertower.debut.surge import seed_profiles
 from watertower.debut.visible import StarReader, until_visible
@@ -39,7 +40,6 @@ from watertower.ports import FeedMessage
 from watertower.query.cache import CountsCache, Load
 from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2_grpc
 
-PROFILES = 500
 ENTITIES = 10_000
 BATCH = 1_000
 CALLS_IN_FLIGHT = 8
@@ -105,6 +105,11 @@ def surge(service: Service, pairs: int, seconds: float, reads_per_s: float) -> d
     until = seed_profiles(service.write, PROFILES, clock.now_us() - 86_400_000_000)
     with closing(StarReader(service.read)) as star:
         until_visible(star.look, until, clock)
+        with grpc.insecure_channel(service.read) as channel:  # what is asked for is in memory from the beginning
+            reader = reader_pb2_grpc.EngagementReaderStub(channel)
+            for first in range(0, PROFILES, BATCH):
+                some = [f"profile-{number}" for number in range(first, min(first + BATCH, PROFILES))]
+                reader.BatchGetCounts(reader_pb2.BatchGetCountsRequest(entities=some, metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=60)
         pin([os.getpid(), *family(service.pids["ingest"]), *family(service.pids["projector"])], {0})
         os.sched_setaffinity(0, {1})  # the readers inherit it
         readers = Readers(service.read, reads_per_s, 1, Live())
