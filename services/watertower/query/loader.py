@@ -85,27 +85,28 @@ class StoreReads:
                 raise self._refusal()
             return known, False
         entries: list[Entry] = []
-        jobs: dict[_Job, None] = {}
+        jobs: list[_Job] = []  # that bring them, in place
         for entity in entities:
             entry, load = under_way(entity) or self._register(entity)
             entries.append(entry)
-            jobs[self._jobs[load]] = None
+            jobs.append(self._jobs[load])
         self._dispatch()
-        # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
-        loaded = [job.done for job in jobs]
         # Patience begins with whoever asked first: of a store that hangs only that caller waits, and not each one that comes after.
         waited_s = asyncio.get_running_loop().time() - min(job.since_s for job in jobs)
-        _, late = await asyncio.wait(loaded, timeout=min(max(0.0, self._patience_s - waited_s), left_s))
-        if late and not self._may_stand_in(entries):
+        # `wait` leaves the futures alone when this caller is cancelled: others wait for them too.
+        await asyncio.wait({job.done for job in jobs}, timeout=min(max(0.0, self._patience_s - waited_s), left_s))
+        needed = {job.done for entry, job in zip(entries, jobs, strict=True) if not job.done.done() and not self._may_stand_in([entry])}
+        if needed:
             rest_s = None if left_s == math.inf else max(0.0, deadline_s - asyncio.get_running_loop().time())
-            _, late = await asyncio.wait(loaded, timeout=rest_s)
-            if late and not self._may_stand_in(entries):
+            _, late = await asyncio.wait(needed, timeout=rest_s)
+            if late:
                 raise BackendUnavailable("the store did not answer before the deadline")
-        errors = [error for done in loaded if done not in late and (error := done.exception()) is not None]
+        ended = {job.done for job in jobs if job.done.done()}
+        errors = [error for done in ended if (error := done.exception()) is not None]
         for error in errors:
             if not isinstance(error, BackendUnavailable | BackendRefused) or not self._may_stand_in(entries):
                 raise error
-        return entries, not errors and not late
+        return entries, not errors and all(job.done.done() for job in jobs)
 
     def load_ahead(self, entities: Sequence[str]) -> None:
         """Starts to load entities for which nobody waits yet; not more of them than leaves half of the waiting room to callers."""
