@@ -12,9 +12,9 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from tests.ingest.harness import METHOD, HeldLog, follow, refusal, request, serving, until
-from watertower.errors import Reason, StartRefused
+from watertower.errors import CallRefused, Reason, StartRefused, Violation
 from watertower.ingest.service import SERVICE
-from watertower.rpc import RpcServer, service_handler
+from watertower.rpc import RpcServer, _Refusals, service_handler
 from watertower.v1.writer_pb2 import RecordEventsRequest
 
 
@@ -71,6 +71,14 @@ def test_a_watcher_that_leaves_takes_nobody_with_it() -> None:
             staying.cancel()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("uniform", "told_s"), [(0.0, 1.0), (0.5, 2.0), (0.999, 2.998)])
+def test_refused_callers_are_told_times_of_their_own(uniform: float, told_s: float) -> None:
+    """Half to one and a half of the time, at random; a caller that broke a rule is told none."""
+    refusals = _Refusals(structlog.get_logger(), Reason.LOG_UNAVAILABLE, 2.0, lambda: uniform)
+    assert refusals._spread(CallRefused(Reason.QUEUE_FULL, retry_after_s=2.0)).retry_after_s == pytest.approx(told_s)
+    assert refusals._spread(CallRefused.of([Violation("", Reason.MESSAGE_MALFORMED)])).retry_after_s is None
 
 
 async def _end_of(watch: "grpc.aio.UnaryStreamCall[HealthCheckRequest, HealthCheckResponse]") -> None:

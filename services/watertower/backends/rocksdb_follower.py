@@ -137,11 +137,6 @@ class RocksDbFollower:
             self._child = None
 
 
-NICE = 10
-"""How much the child gives way to the query process: where both want one core, what is in memory is answered before the next flush is taken
-over."""
-
-
 def serve(connection: "Connection[Any, Any]") -> None:
     """The child: opens the reader that the first message asks for, then answers (method, arguments) until the other side is gone."""
     try:
@@ -171,5 +166,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(int(sys.argv[1]), False)
-    os.nice(NICE)
     serve(Connection(int(sys.argv[1])))
