@@ -13,6 +13,9 @@ A call passes three doors, the first two before its request is parsed:
    in order, for a while at most.
 
 What was refused is told when to come back: later the longer the wait is, and never all at once.
+
+Who is in takes turns: bulk work is done a piece at a time, and between two pieces the event loop turns to whatever else is there. Without
+that, a caller who makes 20 bulk reads at once has all 20 done before anybody else's small one.
 """
 
 import asyncio
@@ -43,6 +46,9 @@ BULK_BYTES_MIN = 4_096
 
 RETRY_AFTER_S_MAX = 10.0
 """Seconds that a shed caller is told to wait, at most (before jitter)."""
+
+TURN_ROUNDS = 4
+"""Rounds of the event loop between two pieces of bulk work: a small read takes six, from its arrival to its answer."""
 
 WAITS_KEPT = 4
 """Measured waits of which the least counts."""
@@ -76,6 +82,10 @@ class Shedding:
         queue_s = self.queue_s
         self.level = bisect_right(self._thresholds_s, queue_s)
         self._shares = [min(1.0, max(0.0, queue_s / threshold_s - 1.0)) for threshold_s in self._thresholds_s]
+
+    def threshold_s(self, work: Work) -> float:
+        """Seconds of waiting from which some of this class is refused."""
+        return self._thresholds_s[work]
 
     def sheds(self, work: Work) -> bool:
         """Whether this call is one of those that are refused."""
@@ -125,6 +135,44 @@ class Gate:
         self.under_way -= 1
 
 
+class Turns:
+    """One piece of work after the other, with TURN_ROUNDS of the event loop between them. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Future[None], float] = {}  # since when, the oldest first
+        self._taken = False
+
+    @property
+    def waited_s(self) -> float:
+        """How long the one whose turn is next has waited."""
+        return next((asyncio.get_running_loop().time() - since_s for since_s in self._waiting.values()), 0.0)
+
+    async def take(self) -> None:
+        """Returns when it is the caller's turn: it does its piece at once, without waiting for anything in the middle."""
+        loop = asyncio.get_running_loop()
+        if self._taken:
+            turn: asyncio.Future[None] = loop.create_future()
+            self._waiting[turn] = loop.time()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if self._waiting.pop(turn, None) is None:  # it was given the turn, and passes it on
+                    self._pass_on(loop, 0)
+                raise
+        self._taken = True
+        loop.call_soon(self._pass_on, loop, TURN_ROUNDS)
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
+        if rounds:
+            loop.call_soon(self._pass_on, loop, rounds - 1)
+            return
+        for turn in self._waiting:
+            del self._waiting[turn]
+            turn.set_result(None)
+            return
+        self._taken = False
+
+
 class Admission:
     """The doors of one server. Belongs to one event loop."""
 
@@ -135,6 +183,7 @@ class Admission:
         self.shedding = Shedding(limits.shed_first_ms / 1e3, limits.shed_last_ms / 1e3, limits.retry_after_ms / 1e3, uniform)
         self.uniform = uniform
         self.receiving = Receiving(limits.receive_ms_max / 1e3)
+        self._turns = Turns()  # of bulk work
         self.calls = 0
         """Calls in the process."""
 
@@ -148,18 +197,30 @@ class Admission:
         """The call is over, and its answer is out of the process."""
         self.calls -= 1
 
-    def enter(self, method: str, request_bytes: int, left_s: float) -> None:
-        """Before the request is parsed. `left_s`: seconds until the caller's deadline, or infinite.
+    def enter(self, method: str, request_bytes: int, left_s: float) -> bool:
+        """Before the request is parsed: whether the call is bulk, and must wait for its `turn` first. `left_s`: seconds until the caller's
+        deadline, or infinite.
 
         Raises CallRefused: OVERLOADED, and DEADLINE_PASSED where nobody waits for the answer any more.
         """
         if left_s <= 0.0:
             raise self._refusal(Reason.DEADLINE_PASSED)
+        bulk = request_bytes >= BULK_BYTES_MIN
         work = self._works.get(method, Work.CACHED_READ)
-        if request_bytes >= BULK_BYTES_MIN:
+        if bulk:
             work = _BULK.get(work, work)
+            # What waits for its turn waits where the probe does not see it.
+            if self._turns.waited_s > self.shedding.threshold_s(work):
+                raise self._refusal(Reason.OVERLOADED)
         if self.shedding.sheds(work):
             raise self._refusal(Reason.OVERLOADED)
+        return bulk
+
+    async def turn(self, left_s: Callable[[], float]) -> None:
+        """Waits until a bulk call may be parsed and worked on. Raises CallRefused(DEADLINE_PASSED)."""
+        await self._turns.take()
+        if left_s() <= 0.0:
+            raise self._refusal(Reason.DEADLINE_PASSED)
 
     @asynccontextmanager
     async def gate(self, method: str, left_s: float) -> AsyncIterator[None]:

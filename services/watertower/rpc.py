@@ -121,12 +121,17 @@ class _Doors:
         context.add_done_callback(self._depart)
         return await self._admission.receiving.receive(context)
 
-    def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    async def enter(self, name: str, request_bytes: int, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         """The request is here. Raises CallRefused."""
         if self._admission is None:
             return
-        left_s: float | None = context.time_remaining()
-        self._admission.enter(name.rpartition("/")[2], request_bytes, math.inf if left_s is None else left_s)
+
+        def left_s() -> float:
+            left_s: float | None = context.time_remaining()
+            return math.inf if left_s is None else left_s
+
+        if self._admission.enter(name.rpartition("/")[2], request_bytes, left_s()):
+            await self._admission.turn(left_s)
 
 
 class _Refusals:
@@ -165,7 +170,7 @@ def _behaviour(
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
             data = await doors.receive(context)
-            doors.enter(name, len(data), context)
+            await doors.enter(name, len(data), context)
             response = await answer(parse(data), context)
             return response if isinstance(response, bytes) else response.SerializeToString()
         except Exception as error:
@@ -184,7 +189,7 @@ def _stream(
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         try:
             data = await doors.receive(context)
-            doors.enter(name, len(data), context)
+            await doors.enter(name, len(data), context)
             async with aclosing(answers(parse(data), context)) as responses:
                 async for response in responses:
                     await context.write(response)  # returns when there is room on the way to the caller

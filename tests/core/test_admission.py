@@ -3,11 +3,12 @@
 import asyncio
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from watertower.admission import BULK_BYTES_MIN, RETRY_AFTER_S_MAX, WAITS_KEPT, Admission, Gate, Shedding, Work
+from watertower.admission import BULK_BYTES_MIN, RETRY_AFTER_S_MAX, TURN_ROUNDS, WAITS_KEPT, Admission, Gate, Shedding, Turns, Work
 from watertower.config import QuerySettings
 from watertower.errors import CallRefused, Reason
 
@@ -163,5 +164,79 @@ def test_a_caller_that_is_gone_keeps_no_place() -> None:
             if not turn_comes:
                 gate.leave()
             assert gate.under_way == 0
+
+    asyncio.run(scenario())
+
+
+def test_between_two_pieces_of_bulk_work_others_have_their_turn() -> None:
+    """However many come at once: they are done in order, with TURN_ROUNDS of the event loop between two of them."""
+
+    async def scenario() -> None:
+        turns, rounds, done = Turns(), 0, list[tuple[int, int]]()
+
+        async def piece(number: int) -> None:
+            await turns.take()
+            done.append((number, rounds))
+
+        pieces = [asyncio.create_task(piece(number)) for number in range(3)]
+        while not all(task.done() for task in pieces):
+            await asyncio.sleep(0)
+            rounds += 1
+        assert [number for number, _ in done] == [0, 1, 2]
+        assert all(after - before >= TURN_ROUNDS for (_, before), (_, after) in pairwise(done))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_turn_that_nobody_wants_any_more_goes_to_the_next(given: bool) -> None:
+    """Whoever gives up while waiting, or when the turn has just come, holds up nobody."""
+
+    async def scenario() -> None:
+        turns = Turns()
+        await turns.take()
+        first, second = (asyncio.create_task(turns.take()) for _ in range(2))
+        await asyncio.sleep(0)
+        turn = next(iter(turns._waiting))
+        pass_on = turns._pass_on
+
+        def cancel_when_given(*of: Any) -> None:
+            pass_on(*of)
+            if turn.done():  # and the task has not woken up for it
+                first.cancel()
+
+        if given:
+            turns._pass_on = cancel_when_given  # type: ignore[method-assign]
+        else:
+            first.cancel()
+        await asyncio.wait_for(second, 60)
+        assert first.cancelled()
+        await asyncio.wait_for(turns.take(), 60)
+
+    asyncio.run(scenario())
+
+
+def test_bulk_calls_do_not_wait_for_their_turn_without_a_bound() -> None:
+    """A bulk call is refused when the next in turn has waited for the threshold of its class; small ones are not; and a call whose
+    deadline has passed meanwhile costs no more work."""
+
+    async def scenario() -> None:
+        doors, left_s = admission(shed_first_ms=1, shed_last_ms=16), 1.0
+        assert doors.enter("Cached", BULK_BYTES_MIN, math.inf)
+        await doors.turn(lambda: left_s)
+        waiting = asyncio.ensure_future(doors.turn(lambda: left_s))
+        loop = asyncio.get_running_loop()
+        since_s = loop.time()
+        await asyncio.sleep(0)
+        while loop.time() < since_s + 0.005:  # without giving anybody a turn
+            pass
+        with pytest.raises(CallRefused) as refused:
+            doors.enter("Cached", BULK_BYTES_MIN, math.inf)
+        assert refused.value.reason is Reason.OVERLOADED
+        assert not doors.enter("Cached", BULK_BYTES_MIN - 1, math.inf)
+        left_s = 0.0
+        with pytest.raises(CallRefused) as refused:
+            await waiting
+        assert refused.value.reason is Reason.DEADLINE_PASSED
 
     asyncio.run(scenario())

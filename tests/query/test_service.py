@@ -169,6 +169,20 @@ def test_the_last_known_counts_are_served_stale_when_the_store_fails() -> None:
     serving(test, filled())
 
 
+def test_the_last_known_counts_are_served_when_the_store_takes_long() -> None:
+    """load_wait_ms_max: what memory knows is not waited for any longer, and the answer says that it is stale."""
+
+    async def test(s: Served) -> None:
+        known = pb.GetCountsRequest(entity="star", metrics=[FOLLOWERS])
+        await s.stub.GetCounts(known)
+        s.clock.sleep(60.0)
+        s.store.open.clear()
+        answer = await s.stub.GetCounts(known, timeout=60)
+        assert (answer.values[0], answer.freshness.stale) == (42, True)
+
+    serving(test, filled(), load_wait_ms_max=50)
+
+
 def test_counts_from_before_a_gap_claim_nothing() -> None:
     """When the feed lost messages and the store fails, the last known counts come without as_of."""
 

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from tests.query.fakes import FakeClock, FakeStore
 from tests.query.serving import until
-from watertower.config import QuerySettings, ServiceSettings
+from watertower import bootstrap
+from watertower.config import QuerySettings, ServiceSettings, load
 from watertower.core.model import Metric
 from watertower.errors import BackendRefused
 from watertower.query.process import QueryProcess
@@ -120,6 +121,25 @@ def test_a_cold_start_forgets_nothing(tmp_path: Path) -> None:
     assert warm_list(path).read()[:2] == ["c", "d"]
 
 
+def test_what_is_in_memory_is_written_down_meanwhile(tmp_path: Path) -> None:
+    """Each warm_interval_ms, for a process that is killed writes nothing at its end."""
+    store, path = filled("ab"), tmp_path / "warm"
+
+    class WaitingRole(AskingRole):
+        async def ask(self, address: str) -> None:
+            stop, self.stopping = self.stopping, Stopping()  # the asking is over before it stops
+            await super().ask(address)
+            await until(lambda: warm_list(path).read() == ["b", "a"])
+            self.written = path.read_bytes()
+            stop.set()
+
+    limits, clock = QuerySettings(warm_interval_ms=1), FakeClock()
+    service = QueryService(store, store, limits, clock, random.Random(0), store.identity.log.partitions)
+    role: Any = WaitingRole(store, ["a", "b"], clock)
+    assert QueryProcess(service, ServiceSettings(read_port=0), limits, ExitStack(), warm_list(path)).run(role) == 0
+    assert role.written
+
+
 def test_a_stop_during_the_warming_ends_it(tmp_path: Path) -> None:
     """The process does not begin to serve."""
     store, path = filled("ab"), tmp_path / "warm"
@@ -145,6 +165,22 @@ def test_a_stop_during_the_warming_ends_it(tmp_path: Path) -> None:
     service.start = start_and_stop  # type: ignore[method-assign] # to stop in the middle
     assert process.run(role) == 0
     assert not hasattr(role, "asking")
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        ({}, "data/query-warm"),
+        ({"query_warm_file": "elsewhere"}, "elsewhere"),
+        ({"log": "kafka", "store": "cassandra", "query_warm_file": "elsewhere"}, "elsewhere"),
+        ({"log": "kafka", "store": "cassandra"}, None),
+        ({"query_warm_entities_max": 0}, None),
+    ],
+)
+def test_where_it_is_kept(options: dict[str, Any], at: str | None) -> None:
+    """`query_warm_file`; else in the data folder, if there is one; and nowhere where nothing is to be kept."""
+    kept = bootstrap._warm_list(load({"data": "data", **options}))
+    assert (kept and kept._path) == (at and Path(at))
 
 
 def warm_list(path: Path) -> WarmList:

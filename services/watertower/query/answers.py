@@ -24,7 +24,7 @@ _COUNTS_HEAD = 2  # bytes of a row before the `Counts` itself: its tag, and a le
 class Shape:
     """The metrics of a request, in its order: how rows look in its answer."""
 
-    __slots__ = ("values_of",)
+    __slots__ = ("unknown", "values_of")
 
     def __init__(self, metrics: tuple[int, ...]) -> None:
         self.values_of: Callable[[Sequence[int]], Sequence[int]]
@@ -33,16 +33,22 @@ class Shape:
             self.values_of = itemgetter(slice(metrics[0], metrics[0] + 1))
         else:
             self.values_of = itemgetter(*metrics)
+        self.unknown = self._made(Entry())
+        """The row of whatever was never seen."""
 
     def row(self, entry: Entry) -> bytes:
-        """An entry's row; made if it is not there. That of an entity that was never seen is not kept: whether one is there tells that
-        there is nothing unusual."""
+        """An entry's row; made if it is not there. That of an entity that was never seen is not kept with it: whether one is there tells
+        that there is nothing unusual."""
         if entry.row_of is self:
             return entry.row
-        counts = reader_pb2.Counts(values=self.values_of(entry.totals)).SerializeToString()
-        entry.row = _COUNTS + bytes((len(counts),)) + counts
-        entry.row_of = self if entry.shards else None
+        if not entry.shards:
+            return self.unknown
+        entry.row, entry.row_of = self._made(entry), self
         return entry.row
+
+    def _made(self, entry: Entry) -> bytes:
+        counts = reader_pb2.Counts(values=self.values_of(entry.totals)).SerializeToString()
+        return _COUNTS + bytes((len(counts),)) + counts
 
 
 @cache  # bounded: there are 1,956 ways to name each of six metrics at most once
@@ -60,10 +66,10 @@ def single_answer(shape: Shape, entry: Entry, freshness: bytes) -> bytes:
 def batch_answer(shape: Shape, entries: Sequence[Entry], freshness: bytes) -> bytes:
     """A BatchGetCountsResponse."""
     others = [entry for entry in entries if entry.row_of is not shape]
-    for entry in others:
-        shape.row(entry)
-    parts = [entry.row for entry in entries]
-    if others:
+    if not others:
+        parts = [entry.row for entry in entries]
+    else:
+        parts = [shape.row(entry) for entry in entries]
         parts += [_exception(index) for index, entry in enumerate(entries) if not entry.shards]
     parts += (_FRESHNESS, _length(freshness), freshness)
     return b"".join(parts)
@@ -82,6 +88,7 @@ def timestamp(microseconds: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=rest * 1_000)
 
 
+@cache  # bounded: an index is one of ENTITIES_MAX
 def _exception(index: int) -> bytes:
     message = reader_pb2.CountsException(index=index, known=False).SerializeToString()
     return _EXCEPTION + bytes((len(message),)) + message
