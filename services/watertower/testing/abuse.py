@@ -6,6 +6,7 @@ Frames and header blocks are those of RFC 9113 and RFC 7541, the message prefix 
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import socket
 import struct
@@ -17,12 +18,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from functools import partial
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _WINDOW_UPDATE = 0, 1, 3, 4, 8
-_END_STREAM, _END_HEADERS = 1, 4
+_DATA, _HEADERS, _RST_STREAM, _PING, _WINDOW_UPDATE = 0, 1, 3, 6, 8
+_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _CANCEL = 8
 
 GREETING = PREFACE + b"\0\0\0\x04\0\0\0\0\0"
 """The preface, and settings that set nothing."""
+
+_PING_FRAME = re.compile(rb"\0\0\x08\x06\0\0\0\0\0(.{8})", re.DOTALL)
+"""A ping that is no answer, and what it carries. An idle connection carries nothing in which this could be something else."""
+
+SILENT_EVERY = 10
+"""Of so many idle connections, one says nothing."""
 
 PAUSE_S = 0.01
 """Between two abuses of one abuser."""
@@ -67,6 +74,8 @@ def abusing(target: str, path: str, message: bytes, abuses: Sequence[str]) -> It
     command = [sys.executable, "-m", "watertower.testing.abuse", target, path, message.hex(), *abuses]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            if process.stdout is not None:  # it is a pipe
+                process.stdout.readline()
             yield done
         finally:
             out, _ = process.communicate()  # ends its standard input, and so the abuses
@@ -83,6 +92,8 @@ class Abusers:
         self._path, self._message = path, message
         self._tasks: list[asyncio.Task[None]] = []
         self.done: Counter[str] = Counter()
+        self.held = asyncio.Event()
+        """Set when the idle connections are open."""
 
     def start(self, *abuses: Callable[[], Awaitable[None]]) -> None:
         """Repeats each, all at once."""
@@ -149,14 +160,16 @@ class Abusers:
             await asyncio.sleep(0.1)
 
     async def hold_idle(self, connections: int) -> None:
-        """Opens idle connections and keeps them; one that the server closes is opened again."""
+        """Opens idle connections and keeps them, as a client does: pings are answered. One that the server closes is opened again, and then
+        says what it speaks."""
         held = await self.idle(connections)
         self.done["idle"] = len(held)
+        self.held.set()
         try:
             while True:
                 await asyncio.sleep(1.0)
                 for at, connection in enumerate(held):
-                    if _closed(connection):
+                    if not _kept(connection):
                         connection.close()
                         held[at] = (await self.idle(1))[0]
                         self.done["idle_again"] += 1
@@ -165,12 +178,13 @@ class Abusers:
                 connection.close()
 
     async def idle(self, connections: int, at_once: int = 50) -> list[socket.socket]:
-        """Opens so many connections and does nothing with them. Every other one does not even say what it speaks."""
+        """Opens so many connections and does nothing with them. One in SILENT_EVERY does not even say what it speaks."""
         opened: list[socket.socket] = []
         for at in range(0, connections, at_once):
             opened += await asyncio.gather(*(self._connect() for _ in range(min(at_once, connections - at))))
-        for connection in opened[::2]:
-            await self._send(connection, GREETING)
+        for number, connection in enumerate(opened, 1):
+            if number % SILENT_EVERY:
+                await self._send(connection, GREETING)
         return opened
 
     # --- sockets
@@ -200,16 +214,17 @@ class Abusers:
             await asyncio.get_running_loop().sock_sendall(connection, data)
 
 
-def _closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed it. Reads what has come."""
+def _kept(connection: socket.socket) -> bool:
+    """Whether the other side still has it. Answers the pings among what has come."""
     try:
         while data := connection.recv(65_536):
-            del data
+            for ping in re.finditer(_PING_FRAME, data):
+                connection.send(frame(_PING, _ACK, 0, ping[1]))
     except BlockingIOError:
-        return False
-    except OSError:
         return True
-    return True
+    except OSError:
+        return False
+    return False
 
 
 async def _main(target: str, path: str, message: str, *abuses: str) -> None:
@@ -222,6 +237,9 @@ async def _main(target: str, path: str, message: str, *abuses: str) -> None:
         abusers.start(partial(abusers.hold_idle, int(number)) if name == "idle" else getattr(abusers, name))
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), loop.call_soon_threadsafe(ended.set)), daemon=True).start()
+    if any(abuse.startswith("idle=") for abuse in abuses):
+        await abusers.held.wait()
+    print("abusing", flush=True)
     await ended.wait()
     await abusers.stop()
     print(json.dumps(abusers.done))
