@@ -1,4 +1,5 @@
-"""Good callers beside bad ones: `python -m benchmarks.abuse [--pairs 3] [--seconds 60] [--idle 5000] [--abuses NAME ...] [--json]`.
+"""Good callers beside bad ones: `python -m benchmarks.abuse [--pairs 3] [--seconds 60] [--idle 5000] [--abuses NAME ...]`; `--set` gives
+settings of the service, `--json` is for machines.
 
 A real `watertower serve`. Phases take turns, a quiet one and an abused one make a pair. In all of them the same good callers read counts at
 a constant rate, open loop, each call with one attempt. In the abused ones other processes reset connections, read slowly, send too much or
@@ -110,9 +111,9 @@ def abused(service: Service, seconds: float, abuses: list[str], idle: int) -> tu
     return phase, done
 
 
-def run(pairs: int, seconds: float, idle: int, abuses: list[str], text: bool) -> dict[str, Any]:
+def run(pairs: int, seconds: float, idle: int, abuses: list[str], settings: dict[str, str], text: bool) -> dict[str, Any]:
     """All phases on one service."""
-    with tempfile.TemporaryDirectory() as folder, Service(Path(folder) / "data") as service:
+    with tempfile.TemporaryDirectory() as folder, Service(Path(folder) / "data", settings=settings) as service:
         service.start()
         pressed = Timestamp()
         pressed.GetCurrentTime()
@@ -153,9 +154,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     parser.add_argument("--idle", type=int, default=5_000, help="idle connections")
     parser.add_argument("--abuses", nargs="*", default=list(ABUSES), help="abusers by the name of what they do")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the service")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    result = run(arguments.pairs, arguments.seconds, arguments.idle, arguments.abuses, not arguments.json)
+    settings = dict(assignment.split("=", 1) for assignment in arguments.set)
+    result = run(arguments.pairs, arguments.seconds, arguments.idle, arguments.abuses, settings, not arguments.json)
     if arguments.json:
         print(json.dumps(result))
         return
