@@ -1,4 +1,4 @@
-"""The tables of docs/reference that are made from the code's own catalogues: settings and commands.
+"""The tables of the pages that are made from the code's own catalogues: settings, commands and metrics.
 
 `python -m tests.docs.tables` rewrites them between their markers, and in all pages the files that they show; test_reference.py and
 test_pages.py fail while a page differs.
@@ -14,6 +14,7 @@ import typer
 from tests.docs.pages import PAGES, with_files
 from watertower import config
 from watertower.cli import app
+from watertower.metrics import CATALOGUE
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -93,7 +94,26 @@ def _bounds(schema: dict[str, Any]) -> str:
     return f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {"settings": ("settings.md", settings_table), "commands": ("cli.md", commands_table)}
+def metrics_table() -> str:
+    """Every metric, with the roles that have it, its labels and its kind."""
+    roles: dict[str, list[str]] = {}
+    for role, described in CATALOGUE.items():
+        for name in described:
+            roles.setdefault(name, []).append(role)
+    rows = []
+    for name, of in roles.items():
+        kind, labels, meaning = CATALOGUE[of[0]][name]
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {', '.join(of) if len(of) < len(CATALOGUE) else 'all'}: {kind} | {shown} | {meaning} |")
+    return "| metric | of, and kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("settings.md", settings_table),
+    "commands": ("cli.md", commands_table),
+    "metrics": ("../operating.md", metrics_table),
+}
+"""By name, the page of docs/reference, or beside it, and what writes the table."""
 
 
 def section_of(name: str, text: str) -> re.Match[str]:
