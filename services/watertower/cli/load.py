@@ -7,7 +7,7 @@ import typer
 
 from watertower.cli import output
 from watertower.cli.options import ReadTarget, WriteTarget
-from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
+from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, OUTAGE_S_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def load(
     times: Annotated[float, typer.Option(min=0.1, max=TIMES_MAX, help="Of a debut: times the rate of 2019, 52.7 follows a second.")] = 20.0,
     profiles: Annotated[int, typer.Option(min=10, max=PROFILES_MAX, help="Ordinary profiles that are read and followed.")] = 2_000,
     clients: Annotated[int, typer.Option(min=1, max=CLIENTS_MAX, help="Of a herd: clients with connections of their own.")] = 50,
-    outage: Annotated[float, typer.Option(min=0.5, max=300, help="Of a herd: seconds without the service.")] = 5.0,
+    outage: Annotated[float, typer.Option(min=0.5, max=OUTAGE_S_MAX, help="Of a herd: seconds without the service.")] = 5.0,
     threshold: Annotated[
         list[str] | None, typer.Option("--threshold", help="NAME=NUMBER, at most so much, or NAME=off. Repeatable.")
     ] = None,
@@ -59,9 +59,13 @@ def load(
         limits = chosen(scenario, parse(threshold or []))
     except BadThreshold as error:
         raise output.usage(f"--threshold {error}") from error
-    targets = writer(write_target).address, reader(read_target).address
+    write, read = writer(write_target), reader(read_target)
+    for server in (write, read):
+        if scenario == "herd" and "/" in server.address:
+            raise output.usage(f"{server.option} {server.address}: herd needs HOST:PORT, since it puts a door in front of the server")
+    chosen_seed = secrets.randbelow(2**31) if seed is None else seed
     options = Options(
-        scenario, *targets, seconds, rate, follow_rate, followers, times, profiles, clients, outage, _seed(seed, secrets.randbelow)
+        scenario, write.address, read.address, seconds, rate, follow_rate, followers, times, profiles, clients, outage, chosen_seed
     )
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)  # before the load: nobody wants to hear of it after an hour
@@ -77,10 +81,6 @@ def load(
     else:
         _show(found)
     raise typer.Exit(0 if found["passed"] else output.EXIT_FAILED)
-
-
-def _seed(given: int | None, below: Any) -> int:
-    return int(below(2**31)) if given is None else given
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class Gate:
         task = asyncio.get_running_loop().create_task(self._forward(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # also of one that is cancelled before it has begun
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         beyond: asyncio.StreamWriter | None = None
@@ -65,9 +66,8 @@ class Gate:
         except OSError:
             pass  # nobody is there: the caller's connection ends, too
         finally:
-            for end in (writer, beyond):
-                if end is not None:
-                    end.transport.abort()
+            if beyond is not None:
+                beyond.transport.abort()
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -17,3 +17,6 @@ PROFILES_MAX = 1_000_000
 
 CLIENTS_MAX = 1_000
 """Clients of a herd, each with connections of its own."""
+
+OUTAGE_S_MAX = 300
+"""Seconds of a herd's outage."""

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from watertower.client import Client, ClientError, Event, Kind, Metric
+from watertower.client import Client, ClientError, Event, Kind, Metric, Session
 from watertower.client.seen import Seen
 from watertower.load.schedule import Names
 from watertower.ports import Clock
@@ -132,7 +132,7 @@ class Recount:
     async def run(self, star: str | None, rng: random.Random) -> dict[str, Any]:
         """The recount for the report: `exact`, and what it stands on. Raises ClientError where the service cannot be asked."""
         found = self._found
-        found["visible_s"] = await self._visible(star or self._names.fan(0))
+        found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX)
         if star is not None:
             await self._star(star)
         await self._actors(rng)
@@ -141,16 +141,6 @@ class Recount:
         if found["visible_s"] is None:
             found["differences"] += 1
         return {"exact": not found["differences"], **found, "examples": self._named}
-
-    async def _visible(self, entity: str) -> float | None:
-        """Seconds until an answer includes everything that was acknowledged; None if none did in time."""
-        started_s = self._clock.monotonic_s()
-        while (left_s := started_s + VISIBLE_S_MAX - self._clock.monotonic_s()) > 0.0:
-            ask = partial(self._session.counts, entity, [Metric.FOLLOWERS])
-            counts = await patiently(ask, self._clock, self._clock.monotonic_s() + left_s)
-            if counts.freshness.satisfied:
-                return round(self._clock.monotonic_s() - started_s, 3)
-        return None
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         return await patiently(call, self._clock, self._clock.monotonic_s() + _PATIENCE_S)
@@ -214,4 +204,18 @@ async def patiently(call: Callable[[], Awaitable[T]], clock: Clock, deadline_s: 
         except ClientError as error:
             if not error.retryable or clock.monotonic_s() + _PAUSE_S > deadline_s:
                 raise
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def until_seen(session: Session, entity: str, clock: Clock, seconds: float) -> float | None:
+    """Seconds until an answer about `entity` includes everything that the session has written; None if none did in time. Raises
+    ClientError."""
+    started_s = clock.monotonic_s()
+    while True:
+        counts = await patiently(partial(session.counts, entity, [Metric.FOLLOWERS]), clock, started_s + seconds)
+        took_s = clock.monotonic_s() - started_s
+        if counts.freshness.satisfied:
+            return round(took_s, 3)
+        if took_s + _PAUSE_S > seconds:
+            return None
         await asyncio.sleep(_PAUSE_S)

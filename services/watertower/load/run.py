@@ -16,7 +16,7 @@ from watertower.load.gate import Gate
 from watertower.load.generator import Generator
 from watertower.load.herd import herd_figures
 from watertower.load.measure import Recorder
-from watertower.load.recount import Ledger, Recount, patiently
+from watertower.load.recount import Ledger, Recount, patiently, until_seen
 from watertower.load.report import Run, report_of
 from watertower.load.scenarios import OUTAGE, SCENARIOS, Options, Plan
 from watertower.load.schedule import CHECK, COUNTS, FOLLOW, Arrival, Names, Population
@@ -68,11 +68,10 @@ async def _populate(client: Client, population: Population, clock: Clock, say: S
     session, moment = client.session(), datetime.fromtimestamp(_POPULATION_US / 1e6, UTC)
     neighbours: Iterator[tuple[str, str]] = population.neighbours()
     while some := list(islice(neighbours, EVENTS_MAX)):
-        events = [Event(actor, Kind.FOLLOW, subject, occurred_at=moment) for actor, subject in some if actor != subject]
+        events = [Event(actor, Kind.FOLLOW, subject, occurred_at=moment) for actor, subject in some]
         await patiently(partial(session.record_many, events), clock, started_s + POPULATED_S_MAX)
-    while not (await session.counts(population.name(0), PROFILE_METRICS)).freshness.satisfied:
-        if clock.monotonic_s() - started_s > POPULATED_S_MAX:
-            raise LoadFailed(f"the profiles are not seen {POPULATED_S_MAX:g} s after they were written: is the projector running?")
+    if await until_seen(session, population.name(0), clock, POPULATED_S_MAX) is None:
+        raise LoadFailed(f"the profiles are not seen {POPULATED_S_MAX:g} s after they were written: is the projector running?")
 
 
 class _Test:
@@ -80,11 +79,8 @@ class _Test:
 
     def __init__(self, plan: Plan, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
         self._plan, self._options, self._clock, self._opened = plan, options, clock, opened
-        self.recorder = Recorder(plan.phases)
-        self._start_s = clock.monotonic_s() + _AHEAD_S
-        self.started_us = clock.now_us() + int(_AHEAD_S * 1e6)
-        self.ledger = Ledger(self.started_us)
         self._clients: Iterator[Client] = iter(())
+        self._begin()
 
     async def send(self, say: Say) -> None:
         """Sends everything, and waits until it has ended."""

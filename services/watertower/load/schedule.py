@@ -105,7 +105,7 @@ class Names(NamedTuple):
     def number(self, fan: str) -> int:
         """Of a fan's name; -1 for another's."""
         head, _, number = fan.rpartition("-")
-        return int(number) if head == f"{_PREFIX}-{self.run}-fan" and number.isdigit() else -1
+        return int(number) if head == f"{_PREFIX}-{self.run}-fan" and number.isascii() and number.isdigit() else -1
 
 
 def profile_reads(moments: Iterable[float], pick: Callable[[random.Random], str], rng: random.Random) -> Iterator[Arrival]:
