@@ -27,7 +27,16 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "steady": {**_ALL, "read.p99_ms": 100.0, "write.p99_ms": 500.0},
     "debut": {**_ALL, "read.p99_ms": 250.0, "write.p99_ms": 1_000.0, "recount.visible_s": 30.0},
     "read-storm": {"read.failed": 0.0, "read.p99_ms": 250.0, "generator.late_p99_ms": LATE_P99_MS, "generator.unsent": 0.0},
-    "herd": {**_ALL, "herd.recovered_s": 15.0, "herd.retries_over_budget": 0.0},
+    # Some of the calls that meet the connections as they come back fail: the outage has used up the retry budget, as it is meant to.
+    "herd": {
+        "read.failed_percent": 5.0,
+        "write.failed_percent": 5.0,
+        "generator.late_p99_ms": LATE_P99_MS,
+        "generator.unsent": 0.0,
+        "recount.differences": 0.0,
+        "herd.recovered_s": 15.0,
+        "herd.retries_over_budget": 0.0,
+    },
 }
 """By scenario: meant for a service with cores of its own on a network of its own."""
 
