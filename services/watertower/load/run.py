@@ -10,7 +10,7 @@ from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
-from watertower.client import Attempt, Client, ClientError, Event, Kind, Metric
+from watertower.client import Attempt, Client, ClientError, ClientOptions, Event, Kind, Metric
 from watertower.load import LoadFailed
 from watertower.load.gate import Gate
 from watertower.load.generator import Generator
@@ -33,7 +33,9 @@ PROFILE_METRICS = (Metric.FOLLOWERS, Metric.FOLLOWING)
 """What the page of a profile shows."""
 
 _AHEAD_S = 0.2
-_POPULATION_US = 1_577_836_800_000_000  # 2020-01-01: a second run writes the same again, which counts nothing
+
+POPULATION_MOMENT = datetime(2020, 1, 1, tzinfo=UTC)
+"""When the profiles' followers pressed: a second run writes the same again, which counts nothing."""
 
 Say = Callable[[str], None]
 
@@ -44,6 +46,7 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
     async with AsyncExitStack() as opened:
         direct = await opened.enter_async_context(Client(options.write_target, options.read_target))
         try:
+            await _wait_ready(options, population, clock)
             await _populate(direct, population, clock, say)
             plan = SCENARIOS[options.scenario](options, names, population)
             test = _Test(plan, options, clock, opened)
@@ -60,15 +63,24 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
     return report_of(done, limits)
 
 
+async def _wait_ready(options: Options, population: Population, clock: Clock) -> None:
+    """Waits until both servers answer, but not for long: an address may be wrong. Raises ClientError."""
+    deadline_s = clock.monotonic_s() + READY_S_MAX
+    # Without retries of its own, which would wait for a connection instead of saying that there is none.
+    async with Client(options.write_target, options.read_target, ClientOptions(attempts_max=1)) as client:
+        await patiently(partial(client.counts, population.name(0)), clock, deadline_s)
+        actor, subject = next(population.neighbours())
+        await patiently(partial(client.follow, actor, subject, occurred_at=POPULATION_MOMENT), clock, deadline_s)
+
+
 async def _populate(client: Client, population: Population, clock: Clock, say: Say) -> None:
     """Gives every profile its followers, and waits until they are seen. Raises ClientError."""
     started_s = clock.monotonic_s()
-    await patiently(partial(client.counts, population.name(0)), clock, started_s + READY_S_MAX)
     say(f"{population.size:,} profiles are given their followers")
-    session, moment = client.session(), datetime.fromtimestamp(_POPULATION_US / 1e6, UTC)
+    session = client.session()
     neighbours: Iterator[tuple[str, str]] = population.neighbours()
     while some := list(islice(neighbours, EVENTS_MAX)):
-        events = [Event(actor, Kind.FOLLOW, subject, occurred_at=moment) for actor, subject in some]
+        events = [Event(actor, Kind.FOLLOW, subject, occurred_at=POPULATION_MOMENT) for actor, subject in some]
         await patiently(partial(session.record_many, events), clock, started_s + POPULATED_S_MAX)
     if await until_seen(session, population.name(0), clock, POPULATED_S_MAX) is None:
         raise LoadFailed(f"the profiles are not seen {POPULATED_S_MAX:g} s after they were written: is the projector running?")
