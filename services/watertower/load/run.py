@@ -49,7 +49,7 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
             await _wait_ready(options, population, clock)
             await _populate(direct, population, clock, say)
             plan = SCENARIOS[options.scenario](options, names, population)
-            test = _Test(plan, options, clock, opened)
+            test = _Test(plan, population.name(0), options, clock, opened)
             await test.send(say)
             recount, settled = None, 0
             if test.ledger.any:
@@ -89,8 +89,9 @@ async def _populate(client: Client, population: Population, clock: Clock, say: S
 class _Test:
     """One schedule and what comes of it."""
 
-    def __init__(self, plan: Plan, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
-        self._plan, self._options, self._clock, self._opened = plan, options, clock, opened
+    def __init__(self, plan: Plan, warm: str, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
+        """`warm`: an entity that connections are tried with."""
+        self._plan, self._warm, self._options, self._clock, self._opened = plan, warm, options, clock, opened
         self._clients: Iterator[Client] = iter(())
         self._begin()
 
@@ -107,17 +108,20 @@ class _Test:
             for _ in range(options.clients if gates else 1)
         ]
         for client in clients:  # connected before anything is measured
-            await client.counts(self._plan.star or "load-profile-0")
+            await client.counts(self._warm)
         self._clients = cycle(clients)
-        self._begin()
         say(f"sending for {self._plan.phases[-1].end_s:.0f} s: " + ", ".join(phase.name for phase in self._plan.phases))
-        generator = Generator(self._one, self.recorder, self._clock)
         gc.collect()
-        gc.freeze()
-        async with asyncio.TaskGroup() as tasks:
-            if gates:
-                tasks.create_task(self._outage(gates, say))
-            tasks.create_task(generator.run(self._plan.arrivals, self._start_s))
+        gc.freeze()  # what is there by now stays there: nothing to look through during the run
+        self._begin()
+        generator = Generator(self._one, self.recorder, self._clock)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if gates:
+                    tasks.create_task(self._outage(gates, say))
+                tasks.create_task(generator.run(self._plan.arrivals, self._start_s))
+        finally:
+            gc.unfreeze()
 
     def _begin(self) -> None:
         """Moment 0, on both clocks."""
