@@ -6,7 +6,7 @@ STUBS  := services/watertower/v1
 LOAD_REPORT ?= load-report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut debut-cluster up load down test check lint types fast simulate storm stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up load down chart test check lint types fast simulate storm stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,15 +29,15 @@ test: setup ## every test: pure, contracts, processes, docs
 check: lint types fast ## lint, types and the fast tests, under a minute
 
 lint: setup
-	$(BIN)/ruff check services tests benchmarks
-	$(BIN)/ruff format --check services tests benchmarks
+	$(BIN)/ruff check services tests benchmarks deploy
+	$(BIN)/ruff format --check services tests benchmarks deploy
 	$(BIN)/buf lint proto
 
 types: setup
 	$(BIN)/mypy
 
 fast: setup
-	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/contract tests/ingest tests/query tests/cli tests/client tests/projector tests/languages
+	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/contract tests/ingest tests/query tests/cli tests/client tests/projector tests/languages tests/deploy
 
 stubs: setup ## generate the API stubs from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services --grpc_python_out=services proto/watertower/v1/*.proto
@@ -68,6 +68,11 @@ load: ## a load test of the service in containers, as LOAD_SCENARIO and LOAD_ARG
 	docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0; \
 	docker compose --profile load up --build --exit-code-from load load; code=$$?; \
 	docker compose --profile load cp load:/report/. $(LOAD_REPORT); exit $$code
+
+chart: setup ## build helm and the schemas of Kubernetes, and check the chart with them (needs Go; minutes the first time)
+	deploy/test-cluster/tools.sh
+	deploy/test-cluster/schemas.py
+	WATERTOWER_REQUIRE_ENGINES=1 $(BIN)/python -m pytest -q tests/deploy
 
 simulate: setup ## ten thousand bad days by seed, on the real code (most of an hour)
 	$(BIN)/watertower simulate --seeds 10000 --jobs $$(nproc)
