@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STUBS  := services/watertower/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut debut-cluster up down test check lint types fast simulate storm stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up down test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,10 @@ simulate: setup ## ten thousand bad days by seed, on the real code (most of an h
 
 storm: setup ## kill, freeze and restart everything on real Kafka and Cassandra, and recount (most of half an hour)
 	$(BIN)/python -m pytest -s -m storm tests/engines
+
+kubernetes: setup ## install the chart in a real cluster on this machine, and roll, evict and scale it under load (root, Docker, minutes)
+	deploy/test-cluster/build.sh
+	$(BIN)/python -m pytest -s -m kubernetes tests/kubernetes
 
 bench: setup ## the figures of docs/performance.md (minutes)
 	$(BIN)/python -m benchmarks.service

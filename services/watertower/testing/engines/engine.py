@@ -38,7 +38,7 @@ class Request:
         if not 1 <= self.nodes <= NODES_MAX:
             raise ValueError(f"an engine has 1 to {NODES_MAX} nodes, not {self.nodes}")
         if self.host and (self.nodes > 1 or self.secure):
-            raise ValueError("an engine at an address of the machine is one node without a login: certificates are for 127.0.0.1 to 127.0.0.5")
+            raise ValueError("an engine with a host is one node without a login: certificates are for 127.0.0.1 to 127.0.0.5")
 
     @property
     def hosts(self) -> list[str]:
