@@ -21,6 +21,7 @@ from watertower.errors import StartRefused
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Positive = Annotated[int, Field(gt=0)]
+OptionalPort = Annotated[int, Field(ge=-1, le=65_535)]
 Milliseconds = Annotated[int, Field(gt=0, le=3_600_000)]
 
 WORKERS_MAX = 64
@@ -46,6 +47,7 @@ class ServiceSettings(_Section):
     write_port: Port = Field(50051, description="port of the writer; 0 takes a free one")
     read_host: str = Field("127.0.0.1", description="address that the reader binds")
     read_port: Port = Field(50052, description="port of the reader; 0 takes a free one")
+    metrics_host: str = Field("127.0.0.1", description="address that the metrics of each process bind")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity of log lines")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="log lines as JSON or for people; auto: for people on a terminal"
@@ -114,6 +116,7 @@ class IngestSettings(ServerSettings):
     )
     shed_last_ms: Milliseconds = Field(5_000, description="the end of the thresholds; small writes are shed where the middle one lies")
     clock_ahead_ms_max: Milliseconds = Field(5_000, description="ms that occurred_at may be ahead of this process's clock")
+    metrics_port: OptionalPort = Field(-1, description="port of ingest's metrics for Prometheus; 0 takes a free one, -1 is none")
     truncate_interval_ms: Milliseconds = Field(1_000, description="ms between two truncations of the log behind what is applied")
     nice: Annotated[int, Field(ge=0, le=19)] = Field(5, description="scheduling niceness: a surge of writes gives way to reads")
 
@@ -134,8 +137,10 @@ class ProjectorSettings(_Section):
     write_buffer_bytes: Positive = Field(16_777_216, description="bytes of one memtable of the embedded store (two at most)")
     block_cache_bytes: Positive = Field(33_554_432, description="bytes of the block cache of the embedded store, per process")
     health_host: str = Field("127.0.0.1", description="address that the projector's health service binds")
-    health_port: Annotated[int, Field(ge=-1, le=65_535)] = Field(
-        -1, description="port of the projector's gRPC health service; 0 takes a free one, -1 is none"
+    health_port: OptionalPort = Field(-1, description="port of the projector's gRPC health service; 0 takes a free one, -1 is none")
+    metrics_port: OptionalPort = Field(-1, description="port of the projector's metrics for Prometheus; 0 takes a free one, -1 is none")
+    stalled_ms_max: Milliseconds = Field(
+        60_000, description="ms without a step, or an answer of the store, after which the projector says that it is not alive"
     )
     nice: Annotated[int, Field(ge=0, le=19)] = Field(10, description="scheduling niceness: a surge of writes gives way to reads")
 
@@ -190,11 +195,20 @@ class QuerySettings(ServerSettings):
     tail_interval_ms: Milliseconds = Field(20, description="ms between two looks at the counts feed")
     stale_after_ms: Milliseconds = Field(10_000, description="ms that as_of may lie behind before answers are marked stale")
     workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = Field(1, description="query processes on the one port")
+    metrics_port: OptionalPort = Field(
+        -1, description="port of query's metrics for Prometheus, of the next workers the next ports; 0 takes free ones, -1 is none"
+    )
     store_calls_max: Positive = Field(
         64, description="calls of one method that reads the store under way at once; the next ones wait in order"
     )
     store_queue_ms_max: Milliseconds = Field(500, description="ms that such a call waits for its turn; then CALLS_FULL")
     nice: Annotated[int, Field(ge=0, le=19)] = Field(0, description="scheduling niceness")
+
+    @model_validator(mode="after")
+    def _a_metrics_port_for_each_worker(self) -> Self:
+        if self.metrics_port > 0 and self.metrics_port + self.workers - 1 > 65_535:
+            raise ValueError(f"metrics_port: {self.metrics_port} with {self.workers} workers goes past port 65535: each has the next one")
+        return self
 
 
 class _EngineSection(_Section):
@@ -374,6 +388,7 @@ _NOT_SETTINGS = {
     "WATERTOWER_FAILPOINTS",
     "WATERTOWER_NOTIFY_FD",
     "WATERTOWER_SHARED_PORT",
+    "WATERTOWER_WORKER",
     "WATERTOWER_WRITE_TARGET",
     "WATERTOWER_READ_TARGET",
 }

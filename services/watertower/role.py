@@ -77,6 +77,10 @@ class Role:
     def __init__(self, niceness: int) -> None:
         self.stopping = Stopping()
         """Set when the process should drain and end."""
+        self.is_ready = False
+        """What it last said."""
+        self.places: dict[str, Any] = {}
+        """Where else it can be asked; said with the word that it is ready."""
         self._logger = structlog.get_logger("watertower.role")
         self._notify_fd: int | None = None
         notify = os.environ.pop(NOTIFY_VARIABLE, None)  # not for the children's children
@@ -97,11 +101,14 @@ class Role:
 
     def ready(self, **fields: Any) -> None:
         """Says that the role does its work; `fields` say where (its address, if it has one)."""
+        self.is_ready = True
+        fields |= self.places
         self._logger.info("ready", pid=os.getpid(), **fields)
         self._notify({"state": "ready", **fields})
 
     def not_ready(self, reason: str) -> None:
         """Says that the role does not do its work now, and why."""
+        self.is_ready = False
         self._logger.info("not_ready", reason=reason)
         self._notify({"state": "not_ready", "reason": reason})
 

@@ -20,7 +20,9 @@ from structlog.typing import FilteringBoundLogger
 
 from watertower.admission import Admission
 from watertower.config import ServerSettings
+from watertower.counters import CallCounters
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
+from watertower.health import ALIVE
 from watertower.transport import Probe, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
@@ -74,21 +76,24 @@ def service_handler(
     retry_after_s: float,
     streams: Mapping[str, Stream] | None = None,
     admission: Admission | None = None,
+    counters: CallCounters | None = None,
 ) -> grpc.GenericRpcHandler:
     """The methods (by name) of one service (by its full name): with one answer, and with a stream of them.
 
     A method may raise CallRefused; an error of a back end becomes a refusal for the reason `unavailable`, to be repeated after
-    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in.
+    `retry_after_s`; anything else is logged and becomes INTERNAL without a word about what it was. `admission` decides who is let in,
+    and `counters` are told how calls ended.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     uniform = (lambda: 0.5) if admission is None else admission.uniform
     refusals, doors = _Refusals(log, unavailable, retry_after_s, uniform), _Doors(admission)
+    counted = counters or CallCounters((), ())
     for name, (request_type, answer) in methods.items():
-        behaviour = _behaviour(f"{service}/{name}", _parser(request_type), answer, refusals, doors)
+        behaviour = _behaviour(f"{service}/{name}", _parser(request_type), answer, refusals, doors, counted)
         # To the caller it is a unary method. Taken as a stream of one request, it is in our hands before the request has arrived.
         handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour, request_deserializer=None, response_serializer=None)
     for name, (request_type, answers) in (streams or {}).items():
-        stream = _stream(f"{service}/{name}", _parser(request_type), answers, refusals, doors)
+        stream = _stream(f"{service}/{name}", _parser(request_type), answers, refusals, doors, counted)
         handlers[name] = grpc.stream_stream_rpc_method_handler(stream, request_deserializer=None, response_serializer=None)
     return grpc.method_handlers_generic_handler(service, handlers)
 
@@ -135,16 +140,19 @@ class _Refusals:
     def __init__(self, log: FilteringBoundLogger, unavailable: Reason, retry_after_s: float, uniform: Callable[[], float]) -> None:
         self._log, self._unavailable, self.retry_after_s, self._uniform = log, unavailable, retry_after_s, uniform
 
-    async def refuse(self, name: str, error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
+    async def refuse(self, ending: "_Ending", error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
         if isinstance(error, grpc.aio.AbortError):
+            ending.code = grpc.StatusCode.UNKNOWN.name
             raise error
-        if isinstance(error, CallRefused):
-            await _abort(context, self._spread(error))
         if isinstance(error, BackendUnavailable | BackendRefused):
             # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
-            self._log.warning("call_backend_failed", method=name, error=str(error), passes=isinstance(error, BackendUnavailable))
-            await _abort(context, self._spread(CallRefused(self._unavailable, retry_after_s=self.retry_after_s)))
-        self._log.error("call_failed", method=name, exc_info=error)
+            self._log.warning("call_backend_failed", method=ending.name, error=str(error), passes=isinstance(error, BackendUnavailable))
+            error = CallRefused(self._unavailable, retry_after_s=self.retry_after_s)
+        if isinstance(error, CallRefused):
+            ending.code, ending.reason = error.reason.status.name, error.reason.name
+            await _abort(context, self._spread(error))
+        ending.code = grpc.StatusCode.INTERNAL.name
+        self._log.error("call_failed", method=ending.name, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
     def _spread(self, refusal: CallRefused) -> CallRefused:
@@ -155,21 +163,44 @@ class _Refusals:
         return CallRefused(refusal.reason, refusal.violations, refusal.retry_after_s * (0.5 + self._uniform()))
 
 
+class _Ending:
+    """Around a call: counts how it ended. Where nobody says so, its caller was gone or its deadline passed."""
+
+    __slots__ = ("_began_s", "_counters", "_loop", "code", "name", "reason")
+
+    def __init__(self, name: str, counters: CallCounters) -> None:
+        """`name` as in `service/method`."""
+        self.name, self._counters = name, counters
+        self.code, self.reason = grpc.StatusCode.CANCELLED.name, ""
+
+    def __enter__(self) -> "_Ending":
+        self._loop = asyncio.get_running_loop()
+        self._began_s = self._loop.time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._counters.end(self.name.rpartition("/")[2], self.code, self._loop.time() - self._began_s, self.reason)
+
+
 def _behaviour(
     name: str,
     parse: Callable[[bytes], Message],
     answer: Callable[[Any, Any], Awaitable[Message | bytes]],
     refusals: _Refusals,
     doors: _Doors,
+    counters: CallCounters,
 ) -> Callable[[Any, Any], Awaitable[bytes]]:
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
-        try:
-            data = await doors.receive(context)
-            doors.enter(name, len(data), context)
-            response = await answer(parse(data), context)
-            return response if isinstance(response, bytes) else response.SerializeToString()
-        except Exception as error:
-            await refusals.refuse(name, error, context)
+        with _Ending(name, counters) as ending:
+            try:
+                data = await doors.receive(context)
+                doors.enter(name, len(data), context)
+                response = await answer(parse(data), context)
+                data = response if isinstance(response, bytes) else response.SerializeToString()
+            except Exception as error:
+                await refusals.refuse(ending, error, context)
+            ending.code = "OK"
+            return data
 
     return behaviour
 
@@ -180,24 +211,45 @@ def _stream(
     answers: Callable[[Any, Any], AsyncGenerator[bytes, None]],
     refusals: _Refusals,
     doors: _Doors,
+    counters: CallCounters,
 ) -> Callable[[Any, Any], Awaitable[None]]:
     async def behaviour(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        try:
-            data = await doors.receive(context)
-            doors.enter(name, len(data), context)
-            async with aclosing(answers(parse(data), context)) as responses:
-                async for response in responses:
-                    await context.write(response)  # returns when there is room on the way to the caller
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if error.args != (ENDED,) or task is None:
-                raise
-            task.uncancel()
-            await refusals.refuse(name, CallRefused(Reason.STOPPING, retry_after_s=refusals.retry_after_s), context)
-        except Exception as error:
-            await refusals.refuse(name, error, context)
+        with _Ending(name, counters) as ending:
+            try:
+                data = await doors.receive(context)
+                doors.enter(name, len(data), context)
+                async with aclosing(answers(parse(data), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)  # returns when there is room on the way to the caller
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if error.args != (ENDED,) or task is None:
+                    raise
+                task.uncancel()
+                await refusals.refuse(ending, CallRefused(Reason.STOPPING, retry_after_s=refusals.retry_after_s), context)
+            except Exception as error:
+                await refusals.refuse(ending, error, context)
+            ending.code = "OK"
 
     return behaviour
+
+
+class NotYet(grpc.GenericRpcHandler):
+    """Refuses every call of a service whose process waits for a back end: for a synchronous server, in its place."""
+
+    def __init__(self, service: str, unavailable: Reason, retry_after_s: float, uniform: Callable[[], float]) -> None:
+        """Callers are told to come back after half to one and a half of `retry_after_s`; `uniform` gives numbers in [0, 1)."""
+        self._prefix = f"/{service}/"
+        self._unavailable, self._retry_after_s, self._uniform = unavailable, retry_after_s, uniform
+
+    def service(self, call: grpc.HandlerCallDetails) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._refuse) if call.method.startswith(self._prefix) else None
+
+    def _refuse(self, _: bytes, context: Any) -> Never:
+        refusal = CallRefused(self._unavailable, retry_after_s=self._retry_after_s * (0.5 + self._uniform()))
+        context.set_trailing_metadata(_trailing_metadata(refusal))
+        context.abort(_CODES[refusal.reason.status.value], str(refusal))
+        raise refusal  # abort has raised
 
 
 async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: CallRefused) -> Never:
@@ -246,7 +298,8 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the packa
     """The standard health service. (That of the package forgets all watchers of a service when one of them leaves.)"""
 
     def __init__(self) -> None:
-        self._status: dict[str, int] = {}
+        # An answer comes from the event loop: that there is one is what is asked.
+        self._status: dict[str, int] = {ALIVE: HealthCheckResponse.SERVING}
         self._news: set[asyncio.Event] = set()  # of each watcher
         self._ended = False
 

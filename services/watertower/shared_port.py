@@ -9,6 +9,9 @@ from watertower.errors import AddressTaken
 SHARED_PORT_VARIABLE = "WATERTOWER_SHARED_PORT"
 """Tells a worker on which port it listens beside others."""
 
+WORKER_VARIABLE = "WATERTOWER_WORKER"
+"""Tells a worker which one it is, from 0."""
+
 
 @contextmanager
 def held_port(host: str, port: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ from watertower.config import ServiceSettings
 from watertower.core.backoff import full_jitter
 from watertower.ports import Clock
 from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, NOTIFY_VARIABLE
-from watertower.shared_port import SHARED_PORT_VARIABLE
+from watertower.shared_port import SHARED_PORT_VARIABLE, WORKER_VARIABLE
 
 EXIT_KILLED = 1
 """Exit code when a role did not end by itself and was killed."""
@@ -47,7 +47,7 @@ def query_parts(workers: int, port: int) -> list[Part]:
     """The query process, or several on one port that is held for them."""
     if workers == 1:
         return [Part("query", "query")]
-    return [Part("query", f"query-{number}", {SHARED_PORT_VARIABLE: str(port)}) for number in range(1, workers + 1)]
+    return [Part("query", f"query-{n + 1}", {SHARED_PORT_VARIABLE: str(port), WORKER_VARIABLE: str(n)}) for n in range(workers)]
 
 
 class _Child:

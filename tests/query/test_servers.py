@@ -347,7 +347,7 @@ def test_stock_clients_are_told_when_to_come_back(each_server: str, request: pyt
         async with served(filled(), loads_concurrent_max=1, loads_waiting_max=1) as s:
             s.store.open.clear()
             calls = []
-            for number, condition in enumerate((lambda: s.store.concurrent == 1, lambda: s.service._reads._waiting == 1)):
+            for number, condition in enumerate((lambda: s.store.concurrent == 1, lambda: s.service._reads.counters.waiting == 1)):
                 calls.append(asyncio.ensure_future(awaited(s.stub.GetCounts(pb.GetCountsRequest(entity=f"e{number}", metrics=[1])))))
                 await until(condition)
             refused = await refusal(s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[1])))

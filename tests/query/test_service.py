@@ -373,7 +373,7 @@ def test_reads_above_the_limit_are_shed_and_cached_ones_are_not() -> None:
         calls = [asyncio.ensure_future(s.stub.GetCounts(pb.GetCountsRequest(entity=f"e{n}", metrics=[1]))) for n in range(1)]
         await until(lambda: s.store.concurrent == 1)
         calls += [asyncio.ensure_future(s.stub.GetCounts(pb.GetCountsRequest(entity=f"w{n}", metrics=[1]))) for n in range(2)]
-        await until(lambda: s.service._reads._waiting == 2)
+        await until(lambda: s.service._reads.counters.waiting == 2)
         for call in (
             s.stub.GetCounts(pb.GetCountsRequest(entity="late", metrics=[1])),
             s.stub.ListActors(pb.ListActorsRequest(subject="star", kind=FOLLOW)),

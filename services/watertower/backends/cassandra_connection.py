@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -68,9 +68,11 @@ _EXPECTED_WARNINGS = _ExpectedWarnings()
 class CassandraConnection:
     """One Cluster and Session. Any thread may use it."""
 
-    def __init__(self, settings: CassandraSettings, clock: Clock, rng: random.Random) -> None:
-        """Connects. Raises BackendUnavailable while no node can be reached, StartRefused for what waiting cannot cure: a wrong password
-        or CA, a data centre that the cluster does not have, settings that cannot be right."""
+    def __init__(self, settings: CassandraSettings, clock: Clock, rng: random.Random, heard: Callable[[], None] = lambda: None) -> None:
+        """Connects. `heard` is called with every answer to a statement, or its failure.
+
+        Raises BackendUnavailable while no node can be reached, StartRefused for what waiting cannot cure: a wrong password or CA, a data
+        centre that the cluster does not have, settings that cannot be right."""
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", settings.keyspace):
             raise StartRefused(
                 f"cassandra_keyspace: {settings.keyspace!r} must be 1 to 48 lower-case letters, digits and underscores, a letter first"
@@ -80,7 +82,7 @@ class CassandraConnection:
         driver_log("cassandra", clock)
         logging.getLogger("cassandra.protocol").addFilter(_EXPECTED_WARNINGS)  # once, however often it is called
         self._cluster, self._session = _connected(settings)
-        self._requests = Requests(self._session, settings, clock, rng)
+        self._requests = Requests(self._session, settings, clock, rng, heard)
 
     # --- sending
 

@@ -42,8 +42,9 @@ class Limits(Protocol):
 class Requests:
     """Statements on one session of the driver. Any thread may send; each call has its own bounds."""
 
-    def __init__(self, session: Any, limits: Limits, clock: Clock, rng: random.Random) -> None:
-        self._session, self._limits = session, limits
+    def __init__(self, session: Any, limits: Limits, clock: Clock, rng: random.Random, heard: Callable[[], None] = lambda: None) -> None:
+        """`heard` is called with every answer, or its failure."""
+        self._session, self._limits, self._heard = session, limits, heard
         self._clock, self._rng = clock, rng
         self._closed = False
 
@@ -84,6 +85,7 @@ class Requests:
             except Empty:
                 continue
             under_way -= 1
+            self._heard()
             try:
                 results[sent.number] = sent.rows()
             except Exception as error:
@@ -140,6 +142,7 @@ class Requests:
             try:
                 return call()
             except Exception as error:
+                self._heard()
                 failures += 1
                 failed = self._final(error, failures)
                 if failed is not None:

@@ -1,7 +1,7 @@
 """The back ends of a cluster: the log and the counts feed in Kafka, the store in Cassandra."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from watertower.backends.cassandra import CassandraConnection, CassandraReader, CassandraScanner, CassandraSettings, CassandraStore, migrate
@@ -26,10 +26,11 @@ def log_writer(settings: Settings, opened: ExitStack) -> tuple[LogWriter, int]:
     return log, settings.kafka.generation
 
 
-def projector_side(settings: Settings, opened: ExitStack) -> tuple[LogReader, Store, CountsFeed]:
-    """The log, the store and the feed, for one of up to as many projectors as there are partitions."""
+def projector_side(settings: Settings, opened: ExitStack, beat: Callable[[], None]) -> tuple[LogReader, Store, CountsFeed]:
+    """The log, the store and the feed, for one of up to as many projectors as there are partitions. `beat` is called with every answer
+    of the store: a flush may take many of them."""
     kafka = _kafka(settings)
-    store = CassandraStore(_connected(settings, opened))
+    store = CassandraStore(_connected(settings, opened, beat))
     _refuse_another_generation(settings, store.identity)
     feed = KafkaFeed(kafka, SystemClock(), _random(), store.identity.log.partitions)
     opened.callback(feed.close)
@@ -99,7 +100,7 @@ def _kafka(settings: Settings) -> KafkaSettings:
     )
 
 
-def _connected(settings: Settings, opened: ExitStack) -> CassandraConnection:
+def _connected(settings: Settings, opened: ExitStack, heard: Callable[[], None] = lambda: None) -> CassandraConnection:
     chosen = settings.cassandra
     hosts, ports = [], set()
     for point in chosen.contact_points.split(","):
@@ -128,6 +129,7 @@ def _connected(settings: Settings, opened: ExitStack) -> CassandraConnection:
         ),
         SystemClock(),
         _random(),
+        heard,
     )
     opened.callback(connection.close)
     return connection

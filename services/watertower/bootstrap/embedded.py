@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def log_writer(settings: Settings, opened: ExitStack) -> tuple[LogWriter, int]:
     return log, folder.generation
 
 
-def projector_side(settings: Settings, opened: ExitStack) -> tuple[LogReader, Store, CountsFeed]:
-    """The log, the store and the feed, for the one projector of a folder."""
+def projector_side(settings: Settings, opened: ExitStack, beat: Callable[[], None]) -> tuple[LogReader, Store, CountsFeed]:
+    """The log, the store and the feed, for the one projector of a folder. `beat` is not needed: a flush is over soon, or hangs."""
     folder = _folder(settings)
     limits = settings.projector
     opened.callback(folder.lock("projector").release)

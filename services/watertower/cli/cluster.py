@@ -93,11 +93,16 @@ def _patiently(work: Callable[[], _T], wait_s: float, as_json: bool) -> _T:
 
 def health(
     target: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where a process serves.")],
+    service: Annotated[
+        str | None,
+        typer.Option("--service", help="Whether it is `alive`, or what it says of one service, by full name; default: ready or not."),
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.01, help="Seconds to wait for the answer.")] = 2.0,
 ) -> None:
-    """Ask a process for its gRPC health. Exit code: 0 ready, 1 not."""
-    from watertower.health import is_ready
+    """Ask a process for its gRPC health. Exit code: 0 ready, or what was asked for; 1 not."""
+    from watertower.health import ALIVE, is_serving
 
-    ready = is_ready(target, timeout_s)
-    output.print_lines([f"{target} is {'ready' if ready else 'not ready'}"])
-    raise typer.Exit(0 if ready else output.EXIT_FAILED)
+    serving = is_serving(target, timeout_s, service or "")
+    words = "ready" if not service else "alive" if service == ALIVE else f"serving {service}"
+    output.print_lines([f"{target} is {words if serving else f'not {words}'}"])
+    raise typer.Exit(0 if serving else output.EXIT_FAILED)

@@ -102,14 +102,15 @@ def query(data: Data = None, read_port: ReadPort = None, workers: Workers = None
 
     from watertower import bootstrap
     from watertower import config as settings_module
-    from watertower.shared_port import SHARED_PORT_VARIABLE
+    from watertower.shared_port import SHARED_PORT_VARIABLE, WORKER_VARIABLE
 
     options = _options(data, None, read_port, set_)
     if workers is not None:
         options["query_workers"] = workers
     shared_port = int(os.environ.pop(SHARED_PORT_VARIABLE, 0))
-    if shared_port:  # this is one of the workers
-        _run("query", lambda settings: bootstrap.query(settings, shared_port), options)
+    worker = int(os.environ.pop(WORKER_VARIABLE, 0))
+    if shared_port:  # this is one of the workers; calls of those that wait for the store must go to the others
+        _run("query", lambda settings, _: bootstrap.query(settings, None, shared_port, worker), options, stands_in=False)
     elif settings_module.load(options).query.workers == 1:
         _run("query", bootstrap.query, options)
     else:
@@ -148,13 +149,14 @@ def _run_workers(options: dict[str, Any]) -> None:
     raise typer.Exit(code)
 
 
-def _run(name: str, build: Any, options: dict[str, Any]) -> None:
-    """One role as this process: waits for what it needs, runs, exits with its code. What it refuses, at its start or later, is a line of
+def _run(name: str, build: Any, options: dict[str, Any], stands_in: bool = True) -> None:
+    """One role as this process: waits for what it needs, runs, exits with its code. While it waits it answers for its health, unless it is
+    not to stand in (`stands_in`). What it refuses, at its start or later, is a line of
     its log, for whoever reads only those, and the exit code that tells a supervisor that a restart cannot help."""
     import random
 
+    from watertower import bootstrap, logs
     from watertower import config as settings_module
-    from watertower import logs
     from watertower.core.backoff import full_jitter
     from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, StartRefused
     from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, Role
@@ -163,19 +165,28 @@ def _run(name: str, build: Any, options: dict[str, Any]) -> None:
     logs.configure(settings.service, name)
     niceness: int = {"ingest": settings.ingest, "projector": settings.projector, "query": settings.query}[name].nice  # type: ignore[attr-defined]
     role = Role(niceness)
+    health = bootstrap.health(name, settings) if stands_in else None
     attempt = 0
     code = 0
-    while not role.stopping.is_set():
-        try:
-            code = build(settings).run(role)
-            break
-        except BackendUnavailable as error:
-            role.not_ready(f"waiting: {error}")
-            role.stopping.wait(full_jitter(attempt, 0.05, 2.0, random.random()))  # noqa: S311 - jitter
-            attempt += 1
-        except (StartRefused, BackendRefused) as error:
-            role.refused(str(error))
-            raise typer.Exit(EXIT_ADDRESS_TAKEN if isinstance(error, AddressTaken) else EXIT_REFUSED) from error
+    try:
+        if name == "projector" and health is not None:  # no other server will have this port
+            health.start()
+        while not role.stopping.is_set():
+            try:
+                code = build(settings, health).run(role)
+                break
+            except BackendUnavailable as error:
+                role.not_ready(f"waiting: {error}")
+                if health is not None:
+                    health.start()
+                role.stopping.wait(full_jitter(attempt, 0.05, 2.0, random.random()))  # noqa: S311 - jitter
+                attempt += 1
+    except (StartRefused, BackendRefused) as error:
+        role.refused(str(error))
+        raise typer.Exit(EXIT_ADDRESS_TAKEN if isinstance(error, AddressTaken) else EXIT_REFUSED) from error
+    finally:
+        if health is not None:
+            health.stop()
     raise typer.Exit(code)
 
 

@@ -7,14 +7,34 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
+from typing import NamedTuple
 
 from watertower import failpoints
 from watertower.codec import encode_batch
 from watertower.core.model import EventBatch
+from watertower.counters import WRITE_BOUNDS_S, Durations
 from watertower.errors import BackendUnavailable
 from watertower.ingest.batcher import Batcher, Call
 from watertower.ports import Clock, LogWriter
 from watertower.rpc import patience_s
+
+
+class AppendCounters:
+    """What the log took."""
+
+    def __init__(self) -> None:
+        self.records = 0  # durable
+        self.bytes = 0  # of them
+        self.failures = 0  # records that were not acknowledged
+        self.durations = Durations(WRITE_BOUNDS_S)  # of one record, until the event loop heard that it is durable
+
+
+class _Sent(NamedTuple):
+    """A record on its way into the log."""
+
+    partition: int
+    bytes: int
+    sent_s: float  # monotonic
 
 
 class Appender:
@@ -28,10 +48,11 @@ class Appender:
         self._answers: dict[Call, asyncio.Future[None]] = {}
         self._pump_scheduled = False
         # Filled by the log's threads, emptied by the event loop, which is woken once for however many records have landed.
-        self._landed: deque[tuple[int, Future[int]]] = deque()
+        self._landed: deque[tuple[_Sent, Future[int]]] = deque()
         self._wake_scheduled = False
         self._drained = asyncio.Event()
         self._drained.set()
+        self.counters = AppendCounters()
 
     async def append(self, parts: Mapping[int, EventBatch], deadline_s: float = math.inf, traceparent: str = "") -> dict[int, int]:
         """Appends the events of a call, by partition; the offset of the last record per partition, once all are durable.
@@ -81,25 +102,26 @@ class Appender:
             if events is None:
                 continue
             try:
-                future = self._hand_over(partition, events)
+                size, future = self._hand_over(partition, events)
             except Exception as error:  # whatever it is, the calls that wait must hear of it
-                self._batcher.failed(partition, error)
+                self._failed(partition, error)
             else:
-                future.add_done_callback(partial(self._land, loop, partition))
+                future.add_done_callback(partial(self._land, loop, _Sent(partition, size, now_s)))
         self._settle(loop)
 
-    def _hand_over(self, partition: int, events: EventBatch) -> "Future[int]":
+    def _hand_over(self, partition: int, events: EventBatch) -> "tuple[int, Future[int]]":
+        """The record's bytes, and what says when it is durable."""
         payload = encode_batch(events)
         # A wall clock that is set back must not make appended_at fall.
         appended_at = self._appended_at[partition] = max(self._clock.now_us(), self._appended_at[partition])
         failpoints.reach("ingest.before_append")
         future = self._log.append(partition, payload, appended_at, self._batcher.traceparent(partition))
         failpoints.reach("ingest.after_append")
-        return future
+        return len(payload), future
 
-    def _land(self, loop: asyncio.AbstractEventLoop, partition: int, future: "Future[int]") -> None:
+    def _land(self, loop: asyncio.AbstractEventLoop, sent: _Sent, future: "Future[int]") -> None:
         """A record is durable, or failed. In a thread of the log."""
-        self._landed.append((partition, future))
+        self._landed.append((sent, future))
         if not self._wake_scheduled:
             self._wake_scheduled = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -109,15 +131,22 @@ class Appender:
         # First this, then the queue: what lands in between is taken here or wakes the loop again, never neither.
         self._wake_scheduled = False
         while self._landed:
-            partition, future = self._landed.popleft()
+            sent, future = self._landed.popleft()
             try:
                 offset = future.result()
                 failpoints.reach("ingest.before_acknowledge")
             except Exception as error:
-                self._batcher.failed(partition, error)
+                self._failed(sent.partition, error)
             else:
-                self._batcher.appended(partition, offset)
+                self._batcher.appended(sent.partition, offset)
+                self.counters.records += 1
+                self.counters.bytes += sent.bytes
+                self.counters.durations.add(self._clock.monotonic_s() - sent.sent_s)
         self._settle(loop)
+
+    def _failed(self, partition: int, error: Exception) -> None:
+        self.counters.failures += 1
+        self._batcher.failed(partition, error)
 
     def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answers the calls that have ended, and sees to what can go on because of it."""

@@ -10,8 +10,9 @@ import structlog
 from watertower.admission import Admission, Work
 from watertower.config import IngestSettings
 from watertower.core.positions import Position, encode_position
+from watertower.counters import CallCounters
 from watertower.errors import CallRefused, Reason
-from watertower.ingest.appender import Appender
+from watertower.ingest.appender import AppendCounters, Appender
 from watertower.ingest.batcher import Batcher
 from watertower.ingest.events import events_of
 from watertower.ports import Clock, LogWriter
@@ -47,12 +48,25 @@ class IngestService:
         )
         self._appender = Appender(log, self._batcher, clock)
         self.admission = Admission(settings, {"RecordEvents": Work.WRITE}, {}, uniform)
+        self.calls = CallCounters(["RecordEvents"])
+        self.acknowledged = 0
+        """Events of calls that were answered with OK."""
         self._stopping = False
 
     @property
     def queue_events(self) -> int:
         """Events that wait for the log or are in flight to it."""
         return self._batcher.events
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes of their ids."""
+        return self._batcher.id_bytes
+
+    @property
+    def appends(self) -> AppendCounters:
+        """What the log took."""
+        return self._appender.counters
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What an RpcServer serves."""
@@ -63,6 +77,7 @@ class IngestService:
             unavailable=Reason.LOG_UNAVAILABLE,
             retry_after_s=self._retry_after_s,
             admission=self.admission,
+            counters=self.calls,
         )
 
     async def record_events(self, request: RecordEventsRequest, context: CallContext) -> RecordEventsResponse:
@@ -73,6 +88,7 @@ class IngestService:
         self._batcher.refuse_if_full(min(len(request.events), EVENTS_MAX))
         parts = events_of(request, self._partitions, self._clock.now_us() + self._ahead_us_max)
         offsets = await self._appender.append(parts, self._deadline_s(context), traceparent(context.invocation_metadata()))
+        self.acknowledged += len(request.events)
         return RecordEventsResponse(write_token=encode_position(Position(self._generation, offsets)))
 
     async def drain(self) -> None:

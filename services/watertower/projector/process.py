@@ -1,28 +1,46 @@
 """The projector as a process: drives the steps, drains on stop."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING
 
 import structlog
 
-from watertower.config import ServiceSettings
+from watertower.config import ProjectorSettings, ServiceSettings
 from watertower.errors import BackendUnavailable
 from watertower.health import HealthServer
 from watertower.ports import Clock
 from watertower.projector.projector import Projector
+from watertower.pulse import Pulse
 from watertower.role import Role
+
+if TYPE_CHECKING:  # it brings a library that only a process with metrics loads
+    from watertower.metrics import MetricsServer
 
 _REPORT_S = 10.0
 """Seconds between two log lines that say how much was applied."""
+
+LAG_INTERVAL_S, LAG_RETRY_S = 1.0, 10.0
+"""Seconds between two looks at the log's ends, for the metrics alone; and after one that the log did not answer."""
 
 
 class ProjectorProcess:
     """Runs a projector until its role is told to stop."""
 
     def __init__(
-        self, projector: Projector, settings: ServiceSettings, clock: Clock, held: ExitStack, health: HealthServer | None = None
+        self,
+        projector: Projector,
+        settings: ServiceSettings,
+        limits: ProjectorSettings,
+        clock: Clock,
+        held: ExitStack,
+        pulse: Pulse,
+        health: HealthServer | None = None,
+        metrics: "MetricsServer | None" = None,
     ) -> None:
-        """`held` is what the process has opened; it is closed at the end."""
+        """`held` is what the process has opened; it is closed at the end. `pulse` is that of the projector."""
         self._projector, self._settings, self._clock, self._held, self._health = projector, settings, clock, held, health
+        self._stalled_s, self._pulse, self._metrics = limits.stalled_ms_max / 1e3, pulse, metrics
+        self._look_at_s = 0.0
         self._logger = structlog.get_logger("watertower.projector")
 
     def run(self, role: Role) -> int:
@@ -30,11 +48,15 @@ class ProjectorProcess:
 
         Raises StartRefused, BackendRefused, BackendUnavailable.
         """
-        with self._held:
+        with self._held, self._metrics.serving(role) if self._metrics else nullcontext():
+            if self._health is not None:
+                self._health.alive_where(lambda: self._pulse.age_s() <= self._stalled_s)
             self._projector.start()
             role.ready(**({"health_port": self._health.port} if self._health else {}))
             self._say_ready(True)
             self._loop(role)
+            self._say_ready(False)
+            role.not_ready("stopping")
             self._drain()
             self._projector.close()
         return 0
@@ -56,7 +78,10 @@ class ProjectorProcess:
                     role.not_ready("; ".join(f"partition {p}: {reason}" for p, reason in self._projector.stopped.items()))
                 else:  # another member of the group has them now
                     role.ready()
+            if self._metrics is not None and now >= self._look_at_s:
+                self._look_at_s = self._clock.monotonic_s() + (LAG_INTERVAL_S if self._behind() is not None else LAG_RETRY_S)
             if step.wait_s:
+                self._pulse.beat(step.wait_s)
                 role.stopping.wait(step.wait_s)
 
     def _behind(self) -> int | None:

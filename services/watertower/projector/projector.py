@@ -17,9 +17,11 @@ from watertower.config import ProjectorSettings
 from watertower.core.backoff import full_jitter
 from watertower.core.fold import Flush, ShardBehindEdge, fold, touched
 from watertower.core.model import EventBatch, Progress, Record
+from watertower.counters import WRITE_BOUNDS_S, Durations
 from watertower.errors import BackendRefused, BackendUnavailable
 from watertower.ports import Clock, CountsFeed, FeedMessage, LogReader, LogRecord, Store
 from watertower.projector.start import check_identity, resume_points
+from watertower.pulse import Pulse
 
 _COMMIT_INTERVAL_S = 0.5
 """Seconds between two commits to the log. They are a convenience (the log drops what lies behind), so they need not be frequent."""
@@ -33,6 +35,15 @@ class Step(NamedTuple):
 
     events: int  # applied and durable
     wait_s: float  # seconds after which the next step makes sense; 0 for at once
+
+
+class FlushCounters:
+    """What was done since the start."""
+
+    def __init__(self) -> None:
+        self.events = 0  # applied and durable
+        self.failures = 0  # steps that backed off
+        self.durations = Durations(WRITE_BOUNDS_S)  # of flushes
 
 
 class Projector:
@@ -50,7 +61,9 @@ class Projector:
         settings: ProjectorSettings,
         clock: Clock,
         rng: random.Random,
+        pulse: Pulse | None = None,
     ) -> None:
+        """`pulse` beats with every step."""
         self._log, self._store, self._feed = log, store, feed
         self._settings, self._clock, self._rng = settings, clock, rng
         self._logger = structlog.get_logger("watertower.projector")
@@ -64,11 +77,21 @@ class Projector:
         self._unreadable: dict[int, int] = {}  # partition -> offset of the record that stopped it; what lies before is still applied
         self.stopped: dict[int, str] = {}
         """Partitions that do not go on, with the reason. Not empty means: not ready."""
+        self.counters = FlushCounters()
+        self.lag: dict[int, int] = {}
+        """What `behind` last said, of the partitions that are still owned."""
+        self._pulse = pulse or Pulse(clock)
 
     @property
     def positions(self) -> dict[int, int]:
         """Per partition the inclusive offset up to which everything is applied."""
         return {partition: progress.end for partition, progress in self._progress.items()}
+
+    @property
+    def as_of(self) -> dict[int, int]:
+        """Per owned partition up to when everything that was acknowledged is applied, microseconds; 0: it has not been looked at yet. For
+        any thread."""
+        return dict(self._as_of)
 
     def start(self) -> None:
         """Checks that log and store belong together, and takes up what it owns already. Raises StartRefused, BackendUnavailable."""
@@ -77,19 +100,21 @@ class Projector:
 
     def behind(self) -> dict[int, int]:
         """Per owned partition how far what is applied lies behind the end of the log, in offsets. Raises BackendUnavailable."""
-        return {partition: max(end - self._progress[partition].end, 0) for partition, end in self._log.ends(self._progress).items()}
+        self.lag = {partition: max(end - self._progress[partition].end, 0) for partition, end in self._log.ends(self._progress).items()}
+        return self.lag
 
     def step(self) -> Step:
         """Applies what one flush takes, or says on the feed that there is nothing. Never raises BackendUnavailable: it backs off.
 
         Raises StartRefused where the log of a partition that it takes up does not belong to the store."""
+        self._pulse.beat()
         try:
             self._follow_owned()
             looked_at = self._clock.now_us()
             if not self._pending:
                 self._fill()
             records = self._take()
-            events = self._apply(records) if records else 0
+            events = self._flush(records) if records else 0
             nothing_left = self._heartbeat(looked_at, busy={record.partition for record in records})
             self._commit()
         except BackendUnavailable as error:
@@ -97,6 +122,7 @@ class Projector:
             self._rewind()
             wait_s = full_jitter(self._failures, self._settings.retry_base_ms / 1e3, self._settings.retry_cap_ms / 1e3, self._rng.random())
             self._failures += 1
+            self.counters.failures += 1
             self._logger.warning("flush_failed", error=str(error), attempt=self._failures, retry_in_s=round(wait_s, 3))
             return Step(0, wait_s)
         if records or nothing_left:  # a log that has nothing at hand yet, as right after a rewind, says nothing about the store
@@ -108,6 +134,13 @@ class Projector:
         self._commit(now=True)
 
     # --- one flush
+
+    def _flush(self, records: Sequence[Record]) -> int:
+        began_s = self._clock.monotonic_s()
+        events = self._apply(records)
+        self.counters.durations.add(self._clock.monotonic_s() - began_s)
+        self.counters.events += events
+        return events
 
     def _apply(self, records: Sequence[Record]) -> int:
         keys = touched(records)
@@ -146,7 +179,7 @@ class Projector:
 
     def _take_up(self, partitions: Collection[int]) -> None:
         """Goes on where the store says."""
-        points = resume_points(self._log, self._store, partitions)
+        points = resume_points(self._log, self._store, partitions, self._pulse.beat)
         for partition, progress in points.items():
             self._as_of[partition] = progress.appended_at
         self._progress.update(points)
@@ -159,6 +192,7 @@ class Projector:
         for partition in partitions:
             for state in states:
                 state.pop(partition, None)
+        self.lag = {partition: records for partition, records in self.lag.items() if partition in self._progress}
         self._pending = deque(record for record in self._pending if record.partition in self._progress)
         if partitions:
             self._logger.info("partitions_let_go", partitions=sorted(partitions))

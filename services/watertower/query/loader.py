@@ -20,6 +20,15 @@ LOAD_ENTITIES_MAX = 100
 T = TypeVar("T")
 
 
+class ReadCounters:
+    """What was asked of the store: reads of an entity, of a page of a list, of a subject to check."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.failed = 0
+        self.waiting = 0  # now
+
+
 class _Job:
     """One hop into a thread: the load of some entities, or another read."""
 
@@ -65,7 +74,7 @@ class StoreReads:
         self._pool = pool
         self._queue: deque[_Job] = deque()
         self._jobs: dict[Load, _Job] = {}  # the loads that wait or are under way
-        self._waiting = 0  # reads in the queue
+        self.counters = ReadCounters()
         self._under_way = 0  # hops
         self._closed = False
 
@@ -111,7 +120,7 @@ class StoreReads:
     def load_ahead(self, entities: Sequence[str]) -> None:
         """Starts to load entities for which nobody waits yet; not more of them than leaves half of the waiting room to callers."""
         for entity in entities:
-            if self._closed or self._waiting >= self._waiting_max // 2:
+            if self._closed or self.counters.waiting >= self._waiting_max // 2:
                 break
             if self._cache.under_way(entity) is None:
                 self._register(entity)
@@ -145,7 +154,7 @@ class StoreReads:
         self._closed = True
         while self._queue:
             job = self._queue.popleft()
-            self._waiting -= job.reads
+            self.counters.waiting -= job.reads
             self._end(job, None, CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s))
         await asyncio.to_thread(self._pool.shutdown)
 
@@ -154,7 +163,7 @@ class StoreReads:
             raise self._refusal()
 
     def _has_room(self, reads: int) -> bool:
-        return not self._closed and (not reads or self._waiting + reads <= self._waiting_max)
+        return not self._closed and (not reads or self.counters.waiting + reads <= self._waiting_max)
 
     def _refusal(self) -> CallRefused:
         return CallRefused(Reason.STOPPING if self._closed else Reason.READS_FULL, retry_after_s=self._retry_after_s)
@@ -165,12 +174,12 @@ class StoreReads:
 
     def _register(self, entity: str) -> tuple[Entry, Load]:
         load = self._open_load()
-        self._waiting += 1
+        self.counters.waiting += 1
         return self._cache.register(entity, load), load
 
     def _enqueue(self, job: _Job) -> _Job:
         self._queue.append(job)
-        self._waiting += job.reads
+        self.counters.waiting += job.reads
         return job
 
     def _open_load(self) -> Load:
@@ -190,12 +199,13 @@ class StoreReads:
         loop = asyncio.get_running_loop()
         while self._queue and self._under_way < self._concurrent_max:
             job = self._queue.popleft()
-            self._waiting -= job.reads
+            self.counters.waiting -= job.reads
             if job.done.cancelled():
                 continue
             if job.load is not None:
                 self._cache.begin(job.load, self._clock.monotonic_s())
             self._under_way += 1
+            self.counters.begun += job.reads
 
             def tell(future: "Future[Any]", job: _Job = job) -> None:
                 loop.call_soon_threadsafe(self._ended, job, future)
@@ -212,6 +222,8 @@ class StoreReads:
     def _ended(self, job: _Job, future: "Future[Any]") -> None:
         self._under_way -= 1
         error = future.exception()
+        if error is not None:
+            self.counters.failed += job.reads
         self._end(job, None if error is not None else future.result(), error)
         self._dispatch()
 

@@ -2,16 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import structlog
 
 from watertower.config import QuerySettings, ServiceSettings
 from watertower.errors import BackendRefused, StartRefused
+from watertower.health import HealthServer
 from watertower.query.service import SERVICE, QueryService
 from watertower.query.warm import WarmList
 from watertower.role import Role
 from watertower.rpc import RpcServer
+
+if TYPE_CHECKING:  # it brings a library that only a process with metrics loads
+    from watertower.metrics import MetricsServer
 
 EXIT_FAILED = 1
 """Exit code where a restart may help."""
@@ -31,16 +36,20 @@ class QueryProcess:
         held: ExitStack,
         warm: WarmList | None = None,
         shared_port: int = 0,
+        stand_in: HealthServer | None = None,
+        metrics: "MetricsServer | None" = None,
     ) -> None:
         """`held` is what the process has opened; it is closed at the end. `warm` is where what it had in memory outlives it.
-        `shared_port`: it listens there beside other workers, instead of on a port of its own."""
+        `shared_port`: it listens there beside other workers, instead of on a port of its own. `stand_in` may have that port until it
+        listens itself."""
         self._service, self._settings, self._limits, self._held, self._warm = service, settings, limits, held, warm
-        self._shared_port = shared_port
+        self._shared_port, self._stand_in, self._metrics = shared_port, stand_in, metrics
 
     def run(self, role: Role) -> int:
         """Returns the exit code. Raises StartRefused when the address is taken; whatever ends the feed tail ends the process."""
         try:
-            asyncio.run(self._serve(role))
+            with self._metrics.serving(role) if self._metrics else nullcontext():
+                asyncio.run(self._serve(role))
         except BackendRefused as error:
             # A reader may have met what the owner was just writing, as on a full disk. The next start looks again, and refuses damage.
             structlog.get_logger("watertower.query").error("reader_refused", reason=str(error))
@@ -59,6 +68,8 @@ class QueryProcess:
             remembering = await self._warmed(stop)
             if stop.is_set():
                 return
+            if self._stand_in is not None:
+                self._stand_in.stop()
             port = await server.start()
             server.set_ready(True)
             role.ready(address=f"{self._settings.read_host}:{port}")

@@ -12,12 +12,13 @@ import structlog
 
 from watertower.admission import Admission, Gate, Work
 from watertower.config import QuerySettings
+from watertower.counters import CallCounters
 from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.ports import Clock, FeedReader, ListCursor, StoreReader
 from watertower.query.answers import batch_answer, freshness_message, shape_of, single_answer, timestamp
 from watertower.query.asked import asked
 from watertower.query.cache import CountsCache, Entry, hottest
-from watertower.query.loader import StoreReads
+from watertower.query.loader import ReadCounters, StoreReads
 from watertower.query.needs import need_of
 from watertower.query.pages import PageTokens
 from watertower.query.tail import NO_NEED, FeedTail, Freshness, Need
@@ -112,6 +113,11 @@ class QueryService:
             if work is Work.STORE_READ
         }
         self.admission = Admission(settings, _WORKS, gates, rng.random)
+        self.calls = CallCounters([name for name in _WORKS if name != "WatchCounts"], ["WatchCounts"])
+        self.hits = self.misses = 0
+        """Entities that were looked up, for calls and watches: answered from memory as they were, or only after a read of the store."""
+        self.stale_answers = 0
+        """Answers, and messages of watches, that said that they are stale."""
         self._task: asyncio.Task[None] | None = None
         self._said: tuple[Freshness | None, bytes] = None, b""
 
@@ -119,6 +125,25 @@ class QueryService:
     def ready(self) -> bool:
         """Whether it has caught up with the store once."""
         return self._tail.started
+
+    @property
+    def as_of_us(self) -> int:
+        """Up to when everything that was acknowledged is in its answers, microseconds since 1970; 0: not known yet."""
+        return self._tail.as_of_us
+
+    @property
+    def cached(self) -> tuple[int, int]:
+        """Entities in memory, and the estimate of the bytes that they take."""
+        return len(self._cache), self._cache.bytes
+
+    @property
+    def watches_open(self) -> int:
+        return self._watches.open
+
+    @property
+    def store_reads(self) -> ReadCounters:
+        """What was asked of the store."""
+        return self._reads.counters
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service, for a gRPC server."""
@@ -135,6 +160,7 @@ class QueryService:
             unavailable=Reason.STORE_UNAVAILABLE,
             retry_after_s=self._settings.retry_after_ms / 1e3,
             admission=self.admission,
+            counters=self.calls,
             streams={"WatchCounts": (reader_pb2.WatchCountsRequest, self.watch_counts)},
         )
 
@@ -191,8 +217,14 @@ class QueryService:
             return None
         entity, shape = found
         freshness = self._tail.freshness()
-        (entry,), cold, ageing = self._cache.lookup([entity], self._clock.monotonic_s())
-        return None if cold or ageing else single_answer(shape, entry, self._encoded(freshness, NO_NEED))
+        began_s = self._clock.monotonic_s()
+        (entry,), cold, ageing = self._cache.lookup([entity], began_s)
+        if cold or ageing:
+            return None
+        answer = single_answer(shape, entry, self._encoded(freshness, NO_NEED))
+        self.hits += 1
+        self.calls.end("GetCounts", "OK", self._clock.monotonic_s() - began_s)
+        return answer
 
     async def batch_get_counts(self, request: reader_pb2.BatchGetCountsRequest, context: Context) -> bytes:
         """Many entities: a BatchGetCountsResponse. Raises CallRefused."""
@@ -258,6 +290,8 @@ class QueryService:
             freshness = self._tail.freshness()
         epoch = self._cache.epoch
         entries, cold, ageing = self._cache.lookup(entities, self._clock.monotonic_s())
+        self.hits += len(entities) - len(cold)
+        self.misses += len(cold)
         if ageing:
             self._reads.load_ahead([entities[index] for index in ageing])
         if cold:
@@ -302,14 +336,19 @@ class QueryService:
 
     def _message(self, freshness: Freshness, need: Need) -> common_pb2.Freshness:
         """A claim as it goes out."""
-        return freshness_message(self._tail.aged(freshness, need))
+        return freshness_message(self._aged(freshness, need))
 
     def _encoded(self, freshness: Freshness, need: Need) -> bytes:
         """The same as bytes, which are those of the answer before until something new is known."""
-        claim = self._tail.aged(freshness, need)
+        claim = self._aged(freshness, need)
         if claim != self._said[0]:
             self._said = claim, freshness_message(claim).SerializeToString()
         return self._said[1]
+
+    def _aged(self, freshness: Freshness, need: Need) -> Freshness:
+        claim = self._tail.aged(freshness, need)
+        self.stale_answers += claim.stale
+        return claim
 
     def _tail_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():

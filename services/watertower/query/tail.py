@@ -69,13 +69,18 @@ class FeedTail:
         """What an answer of unknown age claims."""
         return Freshness(None, encode_position(Position(self._generation, {})), stale=True, satisfied=False)
 
+    @property
+    def as_of_us(self) -> int:
+        """As of the partition that is furthest back, microseconds; 0: of one nothing was heard."""
+        return min(self._as_of)
+
     def freshness(self) -> Freshness:
         """What an answer may claim that is read from now on, from the cache or from the store.
 
         As of the partition that is furthest back; stale when that was never heard of. Whether it is further back than promised is
         seen when the answer is there: see `aged`.
         """
-        as_of = min(self._as_of)
+        as_of = self.as_of_us
         if not as_of:
             return self.nothing._replace(position=self._position)
         return Freshness(as_of, self._position, stale=False, satisfied=True)
@@ -99,7 +104,7 @@ class FeedTail:
             ends = self._ends
             if position.generation != self._generation or any(ends[partition] < end for partition, end in position.offsets.items()):
                 return False
-        return staleness_us_max is None or self._clock.now_us() - min(self._as_of) <= staleness_us_max
+        return staleness_us_max is None or self._clock.now_us() - self.as_of_us <= staleness_us_max
 
     async def reach(self, need: Need, wait_s: float) -> bool:
         """Waits until `meets(need)`, `wait_s` at most; whether it does. Does not wait for another generation's positions, which it
