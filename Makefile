@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STUBS  := services/watertower/v1
+LOAD_REPORT ?= load-report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut debut-cluster up down test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up load down test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,7 +62,12 @@ up: ## the whole service with Kafka and Cassandra in containers (Docker with com
 	docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0; docker compose up --detach --build --wait
 
 down: ## stop what `make up` started and remove its data
-	docker compose down --volumes
+	docker compose --profile load down --volumes
+
+load: ## a load test of the service in containers, as LOAD_SCENARIO and LOAD_ARGS say; its report goes to LOAD_REPORT
+	docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0; \
+	docker compose --profile load up --build --exit-code-from load load; code=$$?; \
+	docker compose --profile load cp load:/report/. $(LOAD_REPORT); exit $$code
 
 simulate: setup ## ten thousand bad days by seed, on the real code (most of an hour)
 	$(BIN)/watertower simulate --seeds 10000 --jobs $$(nproc)

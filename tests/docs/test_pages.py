@@ -16,14 +16,26 @@ from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, comma
 from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
+CLUSTER_BY_HAND = """\
+deploy/test-cluster/build.sh
+deploy/test-cluster/up.sh
+deploy/test-cluster/images.sh       # again after a change of the service
+. deploy/test-cluster/env.sh        # kubectl on the path
+deploy/test-cluster/down.sh         # KEEP=1 keeps what is in it for the next up.sh"""
 NOT_RUN = {
     "make setup": "makes the environment in which the tests run",
     "make test": "would run itself",
     "make check": "would run itself",
     "make up": "tests/engines/test_compose.py runs it",
     "make down": "tests/engines/test_compose.py runs it",
+    "make load": "tests/engines/test_compose.py runs it, smaller",
+    "docker compose --profile load up --build --exit-code-from load load\n"
+    "docker compose --profile load cp load:/report/. load-report": "make load does, and tests/engines/test_compose.py runs that",
+    'LOAD_SCENARIO=steady LOAD_ARGS="--seconds 60 --rate 300" make load': "tests/engines/test_compose.py runs it, smaller",
     ".venv/bin/python -m watertower.testing.engines kafka cassandra": "runs until Ctrl-C; tests/engines/test_providers.py runs it",
     "make debut-cluster": "a million follows take minutes; tests/engines/test_main_job.py counts on both engines",
+    "make kubernetes": "takes minutes, as root; CI runs it",
+    CLUSTER_BY_HAND: "tests/kubernetes runs the scripts",
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.tower": "takes minutes; its figures are not asserted",
@@ -38,8 +50,19 @@ NOT_RUN = {
 }
 """Commands that pages may show without their being run here, and why."""
 
+LENIENT = "--threshold read.p99_ms=off --threshold generator.late_p99_ms=off"
+LENIENT_TO_WRITES = f"{LENIENT} --threshold write.p99_ms=off"
+"""The machine of the tests does other things as well."""
+
 REDUCED = {
     "make debut": "watertower debut --followers 20000 --seed 7",
+    "watertower load steady --seconds 5 --report steady": f"watertower load steady --seconds 2 --report steady {LENIENT_TO_WRITES}",
+    'watertower load debut --followers 1000 --times 100 --json | grep -o \'"verdict": "pass"\'': (
+        f'watertower load debut --followers 1000 --times 100 --json {LENIENT_TO_WRITES} | grep -o \'"verdict": "pass"\''
+    ),
+    "watertower load read-storm --seconds 5 --threshold read.p99_ms=200 --threshold read.p999_ms=500": (
+        f"watertower load read-storm --seconds 2 --threshold read.p999_ms=60000 {LENIENT}"
+    ),
 }
 """Commands that are run here in a smaller form."""
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ GROUP = "watertower.projector"
 PORTS = ("WRITE_PORT", "READ_PORT", "KAFKA_PORT", "CASSANDRA_PORT")
 ONE_SHOT = {"topics", "migrate"}
 LASTING = {"kafka", "cassandra", "ingest", "projector", "query"}
-OWN = {"topics", "migrate", "ingest", "projector", "query"}
+OWN = {"topics", "migrate", "ingest", "projector", "query", "load"}
 """What runs the service's image."""
 
 
@@ -51,12 +51,19 @@ class Composed:
             {"COMPOSE_PROJECT_NAME": self.name, **{variable: str(port) for variable, port in self.ports.items()}}
         )
 
-    def run(self, *command: str, seconds: float = COMMAND_S) -> str:
-        """What the command prints; it must end with 0."""
+    def run(self, *command: str, seconds: float = COMMAND_S, code: int = 0, environment: Mapping[str, str] | None = None) -> str:
+        """What the command prints; it must end with this code."""
         done = subprocess.run(
-            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env={**self._environment, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
-        assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def compose(self, *arguments: str) -> str:
@@ -83,7 +90,7 @@ class Composed:
 
 
 def _removal(name: str) -> list[str]:
-    return ["docker", "compose", "--project-name", name, "down", "--volumes", "--remove-orphans", "--timeout", "2"]
+    return ["docker", "compose", "--project-name", name, "--profile", "load", "down", "--volumes", "--remove-orphans", "--timeout", "2"]
 
 
 def service(container: dict[str, Any]) -> str:
@@ -159,11 +166,30 @@ def test_up_counts_and_down_leaves_nothing(composed: Composed, tmp_path: Path) -
     assert assert_audit_is_clean(settings)["edges"] == 505
     assert {service(found): found["RestartCount"] for found in composed.containers()} == dict.fromkeys(ONE_SHOT | LASTING, 0)
 
+    slow = ("steady", "--seconds", "2", "--profiles", "50", "--threshold", "read.p50_ms=0")
+    missed = composed.run("docker", "compose", "--profile", "load", "run", "--rm", "--no-deps", "load", "load", *slow, code=1)
+    assert "verdict: thresholds missed" in missed or "verdict: generator behind" in missed
+    debut_is_exact(composed, tmp_path / "report")
+
     volumes = [mount["Name"] for found in composed.containers() for mount in found["Mounts"] if mount["Type"] == "volume"]
     assert volumes
     composed.run("make", "down")
     assert composed.leftovers() == []
     assert not set(volumes) & set(composed.run("docker", "volume", "ls", "--quiet").split())
+
+
+def debut_is_exact(composed: Composed, folder: Path) -> None:
+    """`make load` sends a debut from a container of its own, and leaves its report here. Latencies are those of a machine that does all of
+    it at once: they are not looked at."""
+    limits = "--threshold read.p99_ms=off --threshold write.p99_ms=off --threshold generator.late_p99_ms=off"
+    chosen = {"LOAD_SCENARIO": "debut", "LOAD_ARGS": f"--followers 5000 --times 10 --profiles 200 {limits}", "LOAD_REPORT": str(folder)}
+    composed.run("make", "load", seconds=UP_S, environment=chosen)
+    assert_confined(composed.containers())
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    print({name: value for name, value in report["figures"].items() if value})
+    assert (report["verdict"], report["exact"], report["acknowledged"]) == ("pass", True, 5_000)
+    assert (report["recount"]["counted"], report["recount"]["listed"], report["recount"]["actors_checked"]) == (5_000, 5_000, 5_000)
+    assert "**pass**" in (folder / "report.md").read_text("utf-8")
 
 
 def assert_confined(containers: list[dict[str, Any]]) -> None:

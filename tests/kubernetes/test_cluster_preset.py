@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.calls import METRICS, read_counts, reading
 from tests.commands import assert_audit_is_clean, options, watertower
-from tests.kubernetes.cluster import CHART, Cluster
+from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster
 from tests.kubernetes.debut import Debut
 from watertower.testing.engines import CassandraEngine, KafkaEngine
 from watertower.testing.service import wait_until
@@ -22,6 +23,8 @@ DEPLOYMENTS = [f"deployment/{RELEASE}-{role}" for role in ROLES]
 PARTITIONS = 16
 QUIET_S = 15.0
 STAR = "star"
+LOAD_JOB = ROOT / "deploy" / "examples" / "load-job.yaml"
+LOAD_FOLLOWERS = 3_000
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,26 @@ def test_a_debut_goes_on(installed: Cluster, values: list[str], settings: dict[s
     assert not any(restarts.values()), restarts
     assert debut.seen("normal").failed == 0, debut.seen("normal")
     assert set(debut.writes) == {"acknowledged"}, "a write failed after the client's retries"
+
+
+@pytest.mark.timeout(300)
+def test_the_load_test_runs_as_a_job(installed: Cluster) -> None:
+    """deploy/examples/load-job.yaml, shortened, finds every follow again; its figures are printed, and not judged on a shared machine."""
+    job = (
+        LOAD_JOB.read_text()
+        .replace("watertower:local", f"{IMAGE}:1")
+        .replace('"100000"', f'"{LOAD_FOLLOWERS}"')
+        .replace('cpu: "1"', "cpu: 20m")
+    )
+    installed.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=job)
+    name = ("-n", NAMESPACE, "job", "watertower-load")
+    wait_until(lambda: {"succeeded", "failed"} & set(installed.get(*name).get("status", {})), "the load test has ended", 120.0)
+    last = installed.kubectl("-n", NAMESPACE, "logs", "job/watertower-load").strip().splitlines()[-1]
+    installed.kubectl("-n", NAMESPACE, "delete", "job", "watertower-load")
+    report = json.loads(last)
+    print(f"load job: {last}")
+    assert report["exact"] is True
+    assert report["acknowledged"] == LOAD_FOLLOWERS
 
 
 @pytest.mark.timeout(300)

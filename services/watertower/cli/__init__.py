@@ -19,6 +19,7 @@ from watertower.cli import dead_letters as dead_letters
 from watertower.cli import debut as debut
 from watertower.cli import export as export
 from watertower.cli import importer as importer
+from watertower.cli import load as load
 from watertower.cli import output as output
 from watertower.cli import reads as reads
 from watertower.cli import roles as roles
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (roles, cluster, dead_letters, importer, reads, export, auditing, debut, simulate):
+for _module in (roles, cluster, dead_letters, importer, reads, export, auditing, debut, load, simulate):
     _module.register(app)
 
 

@@ -1,6 +1,7 @@
 """The client of a Watertower service, for other services to use: `Client` for asyncio, `SyncClient` for everything else. docs/client.md."""
 
 from watertower.client.answers import ALL_METRICS, Checked, Counts, Event, Freshness, Item, Page, Update, Written
+from watertower.client.attempt import Attempt
 from watertower.client.client import Client
 from watertower.client.errors import (
     ClientClosed,
@@ -21,6 +22,7 @@ from watertower.core.model import Kind, Metric
 
 __all__ = [
     "ALL_METRICS",
+    "Attempt",
     "Checked",
     "Client",
     "ClientClosed",

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 import grpc
 
+from watertower.client.attempt import OnAttempt
 from watertower.client.calls import Answer, Calls
 from watertower.client.channels import Connect, open_channel
 from watertower.client.options import ClientOptions
@@ -37,13 +38,15 @@ class Client(Calls):
         options: ClientOptions | None = None,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        on_attempt: OnAttempt | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
         sleep: Sleep = asyncio.sleep,
         connect: Connect = open_channel,
     ) -> None:
         """Targets are HOST:PORT, or whatever gRPC resolves; the addresses of a name take turns. Connects at the first call. `credentials`
-        are for TLS; `clock`, `rng`, `sleep` and `connect` for tests. Raises RuntimeError outside of a running event loop."""
+        are for TLS; `on_attempt` is told of every attempt; `clock`, `rng`, `sleep` and `connect` are for tests. Raises RuntimeError outside
+        of a running event loop."""
         asyncio.get_running_loop()  # gRPC would take any loop, and hang in a later one
         super().__init__(
             Transport(
@@ -55,6 +58,7 @@ class Client(Calls):
                 rng or random.SystemRandom(),
                 sleep,
                 connect,
+                on_attempt,
             )
         )
 

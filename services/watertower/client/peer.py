@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from watertower.client.attempt import Attempt, OnAttempt
 from watertower.client.errors import ClientClosed, ClientError, DeadlineExceeded, Refusal, Throttled, Unavailable, error_of, refusal_of
 from watertower.client.options import ClientOptions
 from watertower.client.retries import RetryBudget, Throttle, wait_s
@@ -16,6 +17,9 @@ Method: TypeAlias = Callable[..., Any]
 """A method of a stub of grpc.aio."""
 
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
+
+
+_ANSWERED = Refusal(grpc.StatusCode.OK, "")
 
 
 class AttemptFailed(Exception):
@@ -29,13 +33,16 @@ class AttemptFailed(Exception):
 class Peer:
     """The writer or the reader at one target, with the retry budget and the throttle that belong to it."""
 
-    def __init__(self, target: str, options: ClientOptions, clock: Clock, rng: random.Random, sleep: Sleep) -> None:
+    def __init__(
+        self, target: str, options: ClientOptions, clock: Clock, rng: random.Random, sleep: Sleep, on_attempt: OnAttempt | None = None
+    ) -> None:
         self.target, self.clock, self.sleep = target, clock, sleep
         self.closed = False
         self.attempts_max = options.attempts_max
         self._options, self._rng = options, rng
         self._budget = RetryBudget(options.retry_percent_max, options.retry_reserve_max, clock)
         self._throttle = Throttle(clock, rng)
+        self._on_attempt = on_attempt
 
     def admit(self, items: int) -> None:
         """Raises Throttled for a call of so many items that the server would most likely shed."""
@@ -54,6 +61,7 @@ class Peer:
         if number == 0:
             self._budget.request()
         timeout_s = min(self._options.attempt_timeout_ms / 1e3, self.left_s(deadline_s))
+        started_s = self.clock.monotonic_s()
         try:
             # A retry waits for a connection instead of failing for want of one: while nothing answers, a call costs one retry, and not one
             # for each look whether something does.
@@ -63,13 +71,21 @@ class Peer:
             # What nobody answered (nothing there, out of time) says nothing about what the server would take.
             if refusal.shed or refusal.status not in _UNANSWERED:
                 self._throttle.answered(items, refusal.shed)
+            self._tell(request, number, items, started_s, refusal)
             raise AttemptFailed(refusal) from error
         except asyncio.CancelledError:
             if self.closed and not cancelled():
                 raise closed() from None  # the channel's end is no cancellation of the caller
             raise
         self._throttle.answered(items, shed=False)
+        self._tell(request, number, items, started_s, _ANSWERED)
         return answer
+
+    def _tell(self, request: Any, number: int, items: int, started_s: float, refusal: Refusal) -> None:
+        if self._on_attempt is not None:
+            method = request.DESCRIPTOR.name.removesuffix("Request")
+            took_s = self.clock.monotonic_s() - started_s
+            self._on_attempt(Attempt(self.target, method, number, items, took_s, refusal.status, refusal.reason))
 
     def wait_s(self, refusal: Refusal, number: int) -> float | None:
         """Seconds to wait after attempt `number` was refused; None if there is to be no other one."""

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from watertower.client.answers import ALL_METRICS, Checked, Counts, Event, Page, Update, Written
+from watertower.client.attempt import OnAttempt
 from watertower.client.calls import Calls
 from watertower.client.client import READ_TARGET, WRITE_TARGET, Client
 from watertower.client.errors import ClientClosed
@@ -221,12 +222,13 @@ class SyncClient(SyncCalls):
         options: ClientOptions | None = None,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> None:
-        """As Client."""
+        """As Client; `on_attempt` is called in the client's own thread."""
         loop = _Loop()
 
         async def make() -> Client:
-            return Client(write_target, read_target, options, credentials=credentials)
+            return Client(write_target, read_target, options, credentials=credentials, on_attempt=on_attempt)
 
         self._client = loop.run(make())
         super().__init__(loop, self._client)

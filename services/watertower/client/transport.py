@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from watertower.client.answers import ALL_METRICS, Counts, Update, position_of
+from watertower.client.attempt import OnAttempt
 from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch, EventBatch, Events
 from watertower.client.batching import Batcher
 from watertower.client.channels import Connect
@@ -35,12 +36,13 @@ class Transport:
         rng: random.Random,
         sleep: Sleep,
         connect: Connect,
+        on_attempt: OnAttempt | None = None,
     ) -> None:
         self.options, self.clock = options, clock
         self.stamps = Stamps(clock)
         self._rng = rng
         self._channels = [connect(target, credentials) for target in (write_target, read_target)]
-        self._writer, self._reader = (Peer(target, options, clock, rng, sleep) for target in (write_target, read_target))
+        self._writer, self._reader = (Peer(target, options, clock, rng, sleep, on_attempt) for target in (write_target, read_target))
         self._stub = reader_pb2_grpc.EngagementReaderStub(self._channels[1])
         record = writer_pb2_grpc.EngagementWriterStub(self._channels[0]).RecordEvents
         size = options.batch_items_max

@@ -1,0 +1,249 @@
+"""`watertower load` on a service that counts right, and on some that do not: the recount finds every planted difference."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.cli.conftest import Watertower
+from tests.cli.fakes import Event, FakeService, Refusal, serving
+from watertower.load import recount, run, scenarios
+from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, OUTAGE_S_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
+from watertower.v1 import reader_pb2
+
+FOLLOWERS = 120
+DEBUT = ("debut", "--followers", FOLLOWERS, "--times", 20, "--profiles", 10, "--rate", 20, "--seed", 7)
+LENIENT = [part for name in ("read.p99_ms", "write.p99_ms", "generator.late_p99_ms") for part in ("--threshold", f"{name}=off")]
+"""The fake is slow, in the same process: what is looked at here are the counts."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "BEFORE_S", 0.2)
+
+
+@pytest.fixture
+def load(watertower: Watertower, target: str) -> Watertower:
+    """Runs one load test of the fake service."""
+
+    def command(*arguments: object) -> Any:
+        return watertower("load", *arguments, "--write-target", target, "--read-target", target)
+
+    return command
+
+
+def is_fan(name: str, number: int) -> bool:
+    return name.endswith(f"-fan-{number}")
+
+
+class Loses(FakeService):
+    """Acknowledges a follow that it forgets."""
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for event in super().events if not is_fan(event.actor, 7)]
+
+
+class CountsOneTooMany(FakeService):
+    """The star has a follower more than are on its list."""
+
+    def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
+        answer = super().BatchGetCounts(request, context)
+        for entity, row in zip(request.entities, answer.counts, strict=True):
+            if entity.endswith("-star"):
+                row.values[0] += 1
+        return answer
+
+
+class CountsAnActorTwice(FakeService):
+    """One actor follows two accounts, it says."""
+
+    def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
+        answer = super().BatchGetCounts(request, context)
+        for entity, row in zip(request.entities, answer.counts, strict=True):
+            if is_fan(entity, 7):
+                row.values[0] += 1
+        return answer
+
+
+class ListsTwice(FakeService):
+    """One follower is on the list twice, and counted twice."""
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        for item in list(answer.items):
+            if is_fan(item.actor, 7):
+                answer.items.add().CopyFrom(item)
+        return answer
+
+
+class ListsAStranger(FakeService):
+    """Somebody is on the list who never pressed."""
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        if request.subject.endswith("-star"):
+            answer.items.add(actor="ann")
+        return answer
+
+
+def test_a_service_that_counts_right_passes(load: Watertower) -> None:
+    """Presses that arrive twice included. The last line is the report, without its timeline."""
+    ran = load(*DEBUT, *LENIENT, "--json")
+    assert ran.code == 0, ran.out
+    assert (ran.json["verdict"], ran.json["passed"], ran.json["exact"], ran.json["acknowledged"]) == ("pass", True, True, FOLLOWERS)
+    found = ran.json["recount"]
+    assert (found["counted"], found["listed"], found["actors_checked"]) == (FOLLOWERS, FOLLOWERS, FOLLOWERS)
+    assert ran.json["phases"]["surge"]["write"]["calls"] > FOLLOWERS
+    assert "timeline" not in ran.json
+
+
+@pytest.mark.parametrize(
+    ("lying", "figure", "example"),
+    [
+        (Loses, "lost", "fan-7 was acknowledged and is not listed"),
+        (CountsOneTooMany, "count_off", "-star has 121 followers, 120 are listed, 120 were acknowledged"),
+        (CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
+        (ListsTwice, "doubled", "fan-7 is listed twice"),
+        (ListsAStranger, "strangers", "ann is listed and was not sent"),
+    ],
+)
+def test_every_planted_difference_is_found(watertower: Watertower, lying: Callable[[], FakeService], figure: str, example: str) -> None:
+    """Exit code 1, and the report says which."""
+    with serving(lying()) as target:
+        ran = watertower("load", *DEBUT, *LENIENT, "--json", "--write-target", target, "--read-target", target)
+    assert ran.code == 1
+    assert (ran.json["verdict"], ran.json["exact"]) == ("not exact", False)
+    assert ran.json["recount"][figure] == 1
+    assert any(example in said for said in ran.json["recount"]["examples"])
+
+
+def test_what_is_never_seen_is_not_exact(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A projector that stands still: the answers say that they do not include the writes."""
+    monkeypatch.setattr(recount, "VISIBLE_S_MAX", 1.0)
+
+    def stand_still(number: int, request: Any) -> None:
+        if any(event.subject.endswith("-star") for event in request.events):
+            service.visible_lag_reads = 1_000_000
+
+    service.on_record = stand_still
+    ran = load(*DEBUT, *LENIENT, "--json")
+    assert ran.code == 1
+    assert (ran.json["verdict"], ran.json["recount"]["visible_s"]) == ("not exact", None)
+
+
+def test_what_failed_is_repeated_until_it_is_known_whether_it_counts(load: Watertower, service: FakeService) -> None:
+    """A refusal that the client does not repeat fails the call; the count is exact all the same, and the failures are in the report."""
+    refused: list[int] = []
+
+    def some(number: int, request: Any) -> Refusal | None:
+        if len(refused) < 3 and any(event.subject.endswith("-star") for event in request.events):
+            refused.append(len(request.events))
+            return Refusal(grpc.StatusCode.INTERNAL, "a fault")
+        return None
+
+    service.on_record = some
+    ran = load(*DEBUT, *LENIENT, "--json")
+    assert ran.code == 1
+    assert (ran.json["verdict"], ran.json["exact"], ran.json["acknowledged"]) == ("thresholds missed", True, FOLLOWERS)
+    assert ran.json["figures"]["write.failed"] == ran.json["figures"]["write.raw_failed_items"] == sum(refused)
+    assert ran.json["figures"]["write.raw_failed"] == 3
+    assert ran.json["phases"]["surge"]["write"]["errors"] == {"Refused INTERNAL": sum(refused)}
+    assert ran.json["recount"]["settled"] >= 1
+
+
+def test_raw_failures_are_told_from_final_ones(load: Watertower, service: FakeService) -> None:
+    """The client repeats what may pass: no call fails, and the attempts that did are in the report, with the service's reason."""
+    refused: list[str] = []
+
+    def once(method: str) -> Refusal | None:
+        if service.events and any("-fan-" in event.actor for event in service.events[-1:]) and not refused:
+            refused.append(method)
+            return Refusal(grpc.StatusCode.UNAVAILABLE, "stopping", reason="STOPPING", retry_after_s=0.01)
+        return None
+
+    service.on_read = once
+    ran = load(*DEBUT, *LENIENT, "--json")
+    assert ran.code == 0, ran.out
+    figures = ran.json["figures"]
+    assert (figures["read.raw_failed"], figures["read.failed"], figures["read.retries"]) == (1, 0, 1)
+    assert ran.json["phases"]["surge"]["read"]["raw_errors"] == {"UNAVAILABLE/STOPPING": 1}
+
+
+def test_a_missed_threshold_is_exit_code_1(load: Watertower) -> None:
+    ran = load(*DEBUT, *LENIENT[2:], "--threshold", "read.p50_ms=0")
+    assert ran.code == 1
+    assert "read.p50_ms" in ran.out
+    assert "MISSED" in ran.out
+    assert "verdict: thresholds missed" in ran.out
+
+
+def test_a_generator_that_is_behind_is_told_from_a_slow_service(load: Watertower) -> None:
+    ran = load(*DEBUT, "--threshold", "generator.late_max_ms=0", "--threshold", "read.p50_ms=0")
+    assert ran.code == 1
+    assert "verdict: generator behind" in ran.out
+
+
+def test_the_reports(load: Watertower, tmp_path: Path) -> None:
+    """The folder has the whole report twice, for programs and for people; what is printed for people is a summary."""
+    ran = load(*DEBUT, *LENIENT, "--report", tmp_path / "new" / "folder")
+    assert ran.code == 0, ran.out
+    assert f"EXACT: {FOLLOWERS} follows acknowledged, 0 lost, 0 doubled" in ran.out
+    assert "verdict: pass" in ran.out
+    assert "profiles are given their followers" in ran.err
+    report = json.loads((tmp_path / "new" / "folder" / "report.json").read_text("utf-8"))
+    assert report["timeline"][0]["second"] == 0
+    assert "**pass**" in (tmp_path / "new" / "folder" / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["storm"], "storm: there is no such scenario, only steady, debut, read-storm, herd"),
+        (["steady", "--threshold", "read.p98_ms=1"], "--threshold read.p98_ms: no such figure"),
+        (["steady", "--threshold", "herd.recovered_s=1"], "--threshold herd.recovered_s: steady does not measure it"),
+        (["steady", "--write-target", "nowhere"], "--write-target nowhere: must be HOST:PORT"),
+        (["herd", "--read-target", "dns:///here:1"], "--read-target dns:///here:1: herd needs HOST:PORT"),
+        (["steady", "--seconds", SECONDS_MAX + 1], "'--seconds'"),
+        (["steady", "--rate", RATE_MAX + 1], "'--rate'"),
+        (["steady", "--follow-rate", RATE_MAX + 1], "'--follow-rate'"),
+        (["debut", "--followers", FOLLOWERS_MAX + 1], "'--followers'"),
+        (["debut", "--times", TIMES_MAX + 1], "'--times'"),
+        (["debut", "--profiles", PROFILES_MAX + 1], "'--profiles'"),
+        (["herd", "--clients", CLIENTS_MAX + 1], "'--clients'"),
+        (["herd", "--outage", OUTAGE_S_MAX + 1], "'--outage'"),
+    ],
+)
+def test_bad_usage(watertower: Watertower, arguments: list[object], said: str) -> None:
+    """Refused before anything is sent, with the option and the rule."""
+    ran = watertower("load", *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_a_service_that_is_not_there(watertower: Watertower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given a moment, and then one line says what is missing."""
+    monkeypatch.setattr(run, "READY_S_MAX", 1.0)
+    ran = watertower("load", "steady", "--read-target", "127.0.0.1:1", "--json")
+    assert ran.code == 1
+    assert "the load test ended early: nothing answers at 127.0.0.1:1" in json.loads(ran.err)["error"]
+
+
+def test_a_folder_that_cannot_be_made_is_known_at_the_start(watertower: Watertower, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = watertower("load", "steady", "--report", tmp_path / "file")
+    assert ran.code == 1
+    assert "file" in ran.err
+
+
+def test_a_projector_that_never_catches_up_is_named(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is measured."""
+    monkeypatch.setattr(run, "POPULATED_S_MAX", 0.5)
+    service.visible_lag_reads = 1_000_000
+    ran = load(*DEBUT)
+    assert ran.code == 1
+    assert "is the projector running?" in ran.err
