@@ -37,7 +37,7 @@ def values(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> list[str
         f"cassandra.contactPoints={near_cassandra.contact_points}",
         f"cassandra.localDatacenter={near_cassandra.local_datacenter},cassandra.replication={near_cassandra.local_datacenter}:1",
         "cassandra.user=,cassandra.passwordSecret.name=",
-        f"image.pullPolicy=Never,partitions={PARTITIONS},probes.aliveService=",
+        f"image.pullPolicy=Never,partitions={PARTITIONS}",
     ]
     return ["-f", str(CHART / "presets" / "cluster.yaml"), *(word for value in (*engines, *small) for word in ("--set", value))]
 

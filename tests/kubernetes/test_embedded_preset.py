@@ -16,7 +16,7 @@ NAMESPACE = "embedded"
 RELEASE = "watertower"
 POD = f"{RELEASE}-0"
 VALUES = [
-    *("-f", str(CHART / "presets" / "embedded.yaml"), "--set", "image.pullPolicy=Never,probes.aliveService="),
+    *("-f", str(CHART / "presets" / "embedded.yaml"), "--set", "image.pullPolicy=Never"),
     *(word for role in ("ingest", "projector", "query") for word in ("--set", f"{role}.resources.requests.cpu=20m")),
 ]
 FANS = [f"fan-{number}" for number in range(2_000)]
