@@ -6,7 +6,7 @@ STUBS  := services/watertower/v1
 LOAD_REPORT ?= load-report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut debut-cluster up load down test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up load down chart test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,15 +29,15 @@ test: setup ## every test: pure, contracts, processes, docs
 check: lint types fast ## lint, types and the fast tests, under a minute
 
 lint: setup
-	$(BIN)/ruff check services tests benchmarks
-	$(BIN)/ruff format --check services tests benchmarks
+	$(BIN)/ruff check services tests benchmarks deploy
+	$(BIN)/ruff format --check services tests benchmarks deploy
 	$(BIN)/buf lint proto
 
 types: setup
 	$(BIN)/mypy
 
 fast: setup
-	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/contract tests/ingest tests/query tests/cli tests/client tests/projector tests/languages
+	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/contract tests/ingest tests/query tests/cli tests/client tests/projector tests/languages tests/deploy
 
 stubs: setup ## generate the API stubs from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services --grpc_python_out=services proto/watertower/v1/*.proto
@@ -69,14 +69,20 @@ load: ## a load test of the service in containers, as LOAD_SCENARIO and LOAD_ARG
 	docker compose --profile load up --build --exit-code-from load load; code=$$?; \
 	docker compose --profile load cp load:/report/. $(LOAD_REPORT); exit $$code
 
+chart: setup ## build helm and the schemas of Kubernetes, and check the chart with them (needs Go; minutes the first time)
+	deploy/test-cluster/tools.sh
+	deploy/test-cluster/schemas.py
+	WATERTOWER_REQUIRE_ENGINES=1 $(BIN)/python -m pytest -q tests/deploy
+
 simulate: setup ## ten thousand bad days by seed, on the real code (most of an hour)
 	$(BIN)/watertower simulate --seeds 10000 --jobs $$(nproc)
 
 storm: setup ## kill, freeze and restart everything on real Kafka and Cassandra, and recount (most of half an hour)
 	$(BIN)/python -m pytest -s -m storm tests/engines
 
-kubernetes: setup ## install the chart in a real cluster on this machine, and roll, evict and scale it under load (root, Docker, minutes)
+kubernetes: setup ## install the chart in a real cluster on this machine, and roll, evict and scale it under load (root, Go, Docker, Java)
 	deploy/test-cluster/build.sh
+	deploy/test-cluster/tools.sh
 	$(BIN)/python -m pytest -s -m kubernetes tests/kubernetes
 
 bench: setup ## the figures of docs/performance.md (minutes)

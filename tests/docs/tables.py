@@ -1,7 +1,7 @@
 """The tables of docs/reference that are made from the code's own catalogues: settings and commands.
 
-`python -m tests.docs.tables` rewrites them between their markers, and in all pages the files that they show; test_reference.py and
-test_pages.py fail while a page differs.
+`python -m tests.docs.tables` rewrites them between their markers, in all pages the files that they show, and what the Helm chart has of
+them; test_reference.py, test_pages.py and tests/deploy fail while something differs.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from tests.deploy import chart
 from tests.docs.pages import PAGES, with_files
 from watertower import config
 from watertower.cli import app
@@ -105,7 +106,7 @@ def section_of(name: str, text: str) -> re.Match[str]:
 
 
 def main() -> None:
-    """Writes all tables, and the files that pages show."""
+    """Writes all tables, the files that pages show, and the chart's schema and table."""
     for name, (file, table) in TABLES.items():
         path = REFERENCE / file
         text = path.read_text("utf-8")
@@ -113,6 +114,7 @@ def main() -> None:
         path.write_text(text[: place.start()] + table() + text[place.end() :], "utf-8")
     for page in PAGES:
         page.write_text(with_files(page.read_text("utf-8")), "utf-8")
+    chart.write()
 
 
 if __name__ == "__main__":

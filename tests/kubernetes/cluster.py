@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.commands import Ran
+from watertower.client import SyncClient
 from watertower.clock import SystemClock
 from watertower.testing.engines.warden import Warden
-from watertower.testing.service import wait_until
+from watertower.testing.service import NotInTime
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "deploy" / "test-cluster"
@@ -25,7 +26,11 @@ UP_S = 300.0
 """Seconds that the scripts may take, the build of the image included, on a busy machine."""
 
 _clock = SystemClock()
-_NAMES = ("BIN", "STATE", "RUN", "NETNS", "HOST_LINK", "HOST_IP", "NODE_IP", "POD_CIDR", "KUBECONFIG", "CACHE")
+_NAMES = ("BIN", "STATE", "RUN", "NETNS", "HOST_LINK", "HOST_IP", "NODE_IP", "POD_CIDR", "KUBECONFIG")
+
+
+LOOK_S = 0.5
+"""Seconds between two looks: each costs a part of the two cores that are measured."""
 
 
 class Unavailable(Exception):
@@ -57,6 +62,16 @@ def said(ran: Ran, command: Sequence[object]) -> str:
     return ran.out
 
 
+def eventually(condition: Callable[[], Any], what: str, seconds: float = ROLLOUT_S) -> Any:
+    """The first true value of `condition`, looked at now and then. Raises NotInTime."""
+    deadline = _clock.monotonic_s() + seconds
+    while not (value := condition()):
+        if _clock.monotonic_s() > deadline:
+            raise NotInTime(f"not within {seconds:g} s: {what}")
+        _clock.sleep(LOOK_S)
+    return value
+
+
 def settings() -> dict[str, str]:
     """The variables of env.sh."""
     script = f'. "{SCRIPTS}/env.sh" && for name in {" ".join(_NAMES)}; do printf "%s=%s\\n" "$name" "${{!name}}"; done'
@@ -77,15 +92,15 @@ def why_not(found: dict[str, str]) -> str:
         return "the CNI plugins are missing: install Debian's package containernetworking-plugins"
     if shutil.which("docker") is None or run(["docker", "info"]).code:
         return "no Docker engine answers, to build the service's image"
-    if not helm_program(found):
-        return "helm is not built: run make chart-tools"
+    if not helm_program():
+        return "helm is not built: run deploy/test-cluster/tools.sh"
     return ""
 
 
-def helm_program(found: dict[str, str]) -> str:
-    """Its path; empty where there is none."""
-    built = [str(path.parent) for path in Path(found["CACHE"]).glob("*/helm")]
-    return shutil.which("helm", path=os.pathsep.join([*built, os.environ["PATH"]])) or ""
+def helm_program() -> str:
+    """Its path; empty where it is not built."""
+    built = run([SCRIPTS / "tools.sh", "--cached"])
+    return f"{built.out.strip()}/helm" if built.code == 0 else ""
 
 
 class Cluster:
@@ -94,7 +109,7 @@ class Cluster:
     def __init__(self, found: dict[str, str]) -> None:
         self.host_ip = found["HOST_IP"]
         self._kubectl = f"{found['BIN']}/kubectl"
-        self._helm = helm_program(found)
+        self._helm = helm_program()
         self._environment = {
             "KUBECONFIG": found["KUBECONFIG"],
             # Not the user's own: releases of other clusters, repositories, plugins.
@@ -134,19 +149,18 @@ class Cluster:
         found = self.get("-n", namespace, "pods", "-l", selector)["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
-    def service_ip(self, namespace: str, name: str) -> str:
-        """A Service's own address, which this machine reaches."""
-        address: str = self.get("-n", namespace, "service", name)["spec"]["clusterIP"]
-        return address
+    def target(self, namespace: str, service: str, port: int) -> str:
+        """Where this machine reaches a Service."""
+        return f"{self.get('-n', namespace, 'service', service)['spec']['clusterIP']}:{port}"
+
+    def client(self, namespace: str, release: str) -> SyncClient:
+        """A client on this machine of a release: one connection to each of its two Services."""
+        return SyncClient(self.target(namespace, f"{release}-ingest", 50051), self.target(namespace, f"{release}-query", 50052))
 
     def wait_rolled_out(self, namespace: str, *names: str) -> None:
         """Waits until every pod of each is of the newest version and ready, and no other is there."""
         for name in names:
             self.kubectl("-n", namespace, "rollout", "status", name, f"--timeout={ROLLOUT_S:g}s", timeout_s=ROLLOUT_S + COMMAND_S)
-
-    def wait_gone(self, namespace: str, selector: str) -> None:
-        """Waits until no pod is there any more, those on their way out included."""
-        wait_until(lambda: not self.get("-n", namespace, "pods", "-l", selector)["items"], f"no pods with {selector}", ROLLOUT_S)
 
     def evict(self, namespace: str, pod: str) -> Ran:
         """Asks for an eviction through the API, as `kubectl drain` does; once."""

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.kubernetes.cluster import IMAGE, Cluster
-from watertower.testing.service import wait_until
+from tests.kubernetes.cluster import IMAGE, Cluster, eventually
 
 DRIVER = Path(__file__).with_name("driver.py")
 FOLLOWS_PER_S, READS_PER_S = 100, 50
@@ -22,7 +21,7 @@ END_S = 90.0
 class Seen(NamedTuple):
     """Reads of one reader in some seconds."""
 
-    count: int
+    total: int
     p50_ms: float
     p99_ms: float
     max_ms: float
@@ -35,7 +34,7 @@ class Seen(NamedTuple):
     def __str__(self) -> str:
         named = "".join(f", {number} {error}" for error, number in self.errors.items())
         return (
-            f"{self.count} reads, p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms, max {self.max_ms:.0f} ms, {self.failed} failed{named}"
+            f"{self.total} reads, p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms, max {self.max_ms:.0f} ms, {self.failed} failed{named}"
         )
 
 
@@ -96,7 +95,7 @@ class Debut:
         """Ends it and collects what it saw. Raises AssertionError when it failed."""
         self._phases.append(("end", time.time()))
         self._cluster.kubectl("-n", self._namespace, "exec", "job/debut", "--", "sh", "-c", "kill -TERM 1")
-        wait_until(self._ended, "the debut has ended", END_S)
+        eventually(self._ended, "the debut has ended", END_S)
         log = self._cluster.kubectl("-n", self._namespace, "logs", "job/debut")
         assert self._status().get("succeeded") == 1, log[-4_000:]
         self._lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]

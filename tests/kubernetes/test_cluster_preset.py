@@ -5,23 +5,20 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from tests.calls import METRICS, read_counts, reading
 from tests.commands import assert_audit_is_clean, options, watertower
-from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster
+from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster, eventually
 from tests.kubernetes.debut import Debut
+from watertower.client import Kind, SyncClient
 from watertower.testing.engines import CassandraEngine, KafkaEngine
-from watertower.testing.service import wait_until
-from watertower.v1 import common_pb2, reader_pb2
 
 NAMESPACE = RELEASE = "watertower"
 ROLES = ("ingest", "projector", "query")
 DEPLOYMENTS = [f"deployment/{RELEASE}-{role}" for role in ROLES]
 PARTITIONS = 16
-QUIET_S = 15.0
+QUIET_FOLLOWERS = 1_500
 STAR = "star"
 LOAD_JOB = ROOT / "deploy" / "examples" / "load-job.yaml"
 LOAD_FOLLOWERS = 3_000
@@ -65,17 +62,23 @@ def installed(cluster: Cluster, values: list[str]) -> Iterator[Cluster]:
         cluster.try_kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", timeout_s=90.0)
 
 
+@pytest.fixture(scope="module")
+def client(installed: Cluster) -> Iterator[SyncClient]:
+    """Of the release, on this machine."""
+    with installed.client(NAMESPACE, RELEASE) as client:
+        yield client
+
+
 @pytest.mark.timeout(600)
-def test_a_debut_goes_on(installed: Cluster, values: list[str], settings: dict[str, object], tmp_path: Path) -> None:
+def test_a_debut_goes_on(installed: Cluster, client: SyncClient, values: list[str], settings: dict[str, object]) -> None:
     """Upgrades, deleted and evicted pods, more and fewer projectors: nothing acknowledged is lost or doubled, no read fails for good."""
     cluster = installed
     debut = Debut(cluster, NAMESPACE, RELEASE)
     debut.start()
     with debut.phase("warming up"):
-        wait_until(lambda: counted(cluster) > 300, "a count of 300 while it goes on")
+        eventually(lambda: counted(client) > 300, "a count of 300 while it goes on")
     with debut.phase("quiet"):
-        quiet = counted(cluster)
-        wait_until(lambda: counted(cluster) > quiet + QUIET_S * 90, f"{QUIET_S:g} s of follows")
+        wait_more(client, QUIET_FOLLOWERS)
     with debut.phase("helm upgrade"):
         cluster.helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *values, "--set", "image.tag=2", "--wait", "--timeout", "180s")
         cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
@@ -99,19 +102,18 @@ def test_a_debut_goes_on(installed: Cluster, values: list[str], settings: dict[s
         for replicas in (1, 3, 1):
             cluster.kubectl("-n", NAMESPACE, "scale", DEPLOYMENTS[1], f"--replicas={replicas}")
             cluster.wait_rolled_out(NAMESPACE, DEPLOYMENTS[1])
-            before = counted(cluster)
-            wait_until(lambda before=before: counted(cluster) > before + 100, f"counts go on with {replicas}")
+            wait_more(client, 100)
     debut.stop()
 
     print(f"{debut.accounts} accounts, {len(debut.followers)} followers at the end; calls: {dict(debut.writes)}")
     print(debut.table())
-    wait_until(lambda: counted(cluster) == len(debut.followers), "the count is the number of acknowledged followers")
+    eventually(lambda: counted(client) == len(debut.followers), "the count is the number of acknowledged followers")
     with ThreadPoolExecutor() as pool:
         audit = pool.submit(assert_audit_is_clean, settings)
         stored = followers_stored(settings)
         print(f"audit: {audit.result()}")
     assert stored == debut.followers
-    assert followers_listed(cluster) == sorted(debut.followers)
+    assert followers_listed(client) == sorted(debut.followers)
     pods = [pod for role in ROLES for pod in cluster.pods(NAMESPACE, selector(role))]
     restarts = {pod["metadata"]["name"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods}
     assert not any(restarts.values()), restarts
@@ -130,7 +132,7 @@ def test_the_load_test_runs_as_a_job(installed: Cluster) -> None:
     )
     installed.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=job)
     name = ("-n", NAMESPACE, "job", "watertower-load")
-    wait_until(lambda: {"succeeded", "failed"} & set(installed.get(*name).get("status", {})), "the load test has ended", 120.0)
+    eventually(lambda: {"succeeded", "failed"} & set(installed.get(*name).get("status", {})), "the load test has ended", 120.0)
     last = installed.kubectl("-n", NAMESPACE, "logs", "job/watertower-load").strip().splitlines()[-1]
     installed.kubectl("-n", NAMESPACE, "delete", "job", "watertower-load")
     report = json.loads(last)
@@ -163,7 +165,7 @@ def test_uninstalling_leaves_nothing(installed: Cluster) -> None:
     """No object of any kind."""
     assert len(installed.objects(NAMESPACE)) > 10
     installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
-    wait_until(lambda: not installed.objects(NAMESPACE), "an empty namespace", 60.0)
+    eventually(lambda: not installed.objects(NAMESPACE), "an empty namespace", 60.0)
 
 
 def selector(role: str) -> str:
@@ -176,17 +178,20 @@ def names(cluster: Cluster, role: str) -> list[str]:
 
 def wait_ready(cluster: Cluster) -> None:
     """Waits until each role has two pods again, both ready, and what was to go is gone."""
-    for role in ROLES:
-        wait_until(
-            lambda role=role: len(cluster.get("-n", NAMESPACE, "pods", "-l", selector(role))["items"]) == 2, f"two pods of {role}", 90.0
-        )
+    every = ("-n", NAMESPACE, "pods", "-l", f"app.kubernetes.io/instance={RELEASE}")
+    eventually(lambda: len(cluster.get(*every)["items"]) == 2 * len(ROLES), "two pods of each role")
     cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
 
 
-def counted(cluster: Cluster) -> int:
-    """The star's followers, as the Service says to this machine. One attempt after the other."""
-    with reading(f"{cluster.service_ip(NAMESPACE, f'{RELEASE}-query')}:50052") as stub:
-        return read_counts(stub, [STAR])[0][0][METRICS[0]]
+def counted(client: SyncClient) -> int:
+    """The star's followers."""
+    return client.counts(STAR).followers
+
+
+def wait_more(client: SyncClient, followers: int) -> None:
+    """Waits until the star has so many more followers than now."""
+    before = counted(client)
+    eventually(lambda: counted(client) >= before + followers, f"{followers} more followers")
 
 
 def followers_stored(settings: dict[str, object]) -> set[str]:
@@ -197,15 +202,13 @@ def followers_stored(settings: dict[str, object]) -> set[str]:
     return {row["actor"] for row in rows if row["subject"] == STAR and row["state"] == "active"}
 
 
-def followers_listed(cluster: Cluster) -> list[str]:
+def followers_listed(client: SyncClient) -> list[str]:
     """Who follows the star by the list behind the count, all pages of it, in order of their names."""
     found: list[str] = []
     token = ""
-    with reading(f"{cluster.service_ip(NAMESPACE, f'{RELEASE}-query')}:50052") as stub:
-        while True:
-            request = reader_pb2.ListActorsRequest(subject=STAR, kind=common_pb2.KIND_FOLLOW, page_size=1_000, page_token=token)
-            answer = stub.ListActors(request, timeout=10.0)
-            found += [item.actor for item in answer.items]
-            token = answer.next_page_token
-            if not token:
-                return sorted(found)
+    while True:
+        page = client.list_actors(STAR, Kind.FOLLOW, page_size=1_000, page_token=token)
+        found += [item.id for item in page.items]
+        token = page.next_page_token
+        if not token:
+            return sorted(found)

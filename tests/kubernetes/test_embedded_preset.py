@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from tests.calls import follow, read_counts, reading, record, writing
-from tests.kubernetes.cluster import CHART, Cluster
-from watertower.testing.service import wait_until
+from tests.kubernetes.cluster import CHART, Cluster, eventually
+from watertower.client import Event, Kind
 
 NAMESPACE = "embedded"
 RELEASE = "watertower"
@@ -29,9 +29,8 @@ def installed(cluster: Cluster) -> Iterator[Cluster]:
     """The release, ready, with FANS that follow bob."""
     install(cluster)
     try:
-        with writing(f"{cluster.service_ip(NAMESPACE, f'{RELEASE}-ingest')}:50051") as stub:
-            for at in range(0, len(FANS), 500):
-                record(stub, [follow(fan, "bob") for fan in FANS[at : at + 500]])
+        with cluster.client(NAMESPACE, RELEASE) as client:
+            client.record_many([Event(fan, Kind.FOLLOW, "bob") for fan in FANS])
         wait_counted(cluster)
         yield cluster
     finally:
@@ -45,8 +44,8 @@ def test_data_outlive_the_pod(installed: Cluster) -> None:
     before = installed.get("-n", NAMESPACE, "pod", POD)["metadata"]["uid"]
     with gaps(installed) as watched:
         installed.kubectl("-n", NAMESPACE, "delete", "pod", POD, "--wait=false")
-        wait_until(lambda: new_pod_ready(installed, before), "the new pod is ready", 120.0)
-        wait_until(lambda: all(line.answered_again for line in watched), "reads and writes are answered again", 60.0)
+        eventually(lambda: new_pod_ready(installed, before), "the new pod is ready", 120.0)
+        eventually(lambda: all(line.answered_again for line in watched), "reads and writes are answered again", 60.0)
     for line in watched:
         print(f"embedded, pod deleted: {line.name} not answered for {line.longest_s:.1f} s")
     wait_counted(installed)
@@ -59,7 +58,7 @@ def test_data_outlive_the_pod(installed: Cluster) -> None:
 def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Cluster) -> None:
     """Uninstalling leaves the claim only. On it, a release with other partitions is refused, and one with the same has the data."""
     installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
-    wait_until(lambda: installed.objects(NAMESPACE) == {f"persistentvolumeclaim/data-{POD}"}, "nothing but the claim", 60.0)
+    eventually(lambda: installed.objects(NAMESPACE) == {f"persistentvolumeclaim/data-{POD}"}, "nothing but the claim", 60.0)
 
     installed.helm("install", RELEASE, CHART, "-n", NAMESPACE, *VALUES, "--set", "partitions=4")
 
@@ -70,7 +69,7 @@ def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Clust
                 return log.strip().splitlines()[-1]
         return ""
 
-    print(f"refused at start: {wait_until(refusal, 'the log says why', 90.0)}")
+    print(f"refused at start: {eventually(refusal, 'the log says why', 90.0)}")
     installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
     install(installed)
     wait_counted(installed)
@@ -89,11 +88,8 @@ def new_pod_ready(cluster: Cluster, before: str) -> bool:
 
 
 def wait_counted(cluster: Cluster) -> None:
-    def followers() -> int:
-        with reading(f"{cluster.service_ip(NAMESPACE, f'{RELEASE}-query')}:50052") as stub:
-            return read_counts(stub, ["bob"])[0][0]["followers"]
-
-    wait_until(lambda: followers() == len(FANS), f"bob has {len(FANS)} followers", 60.0)
+    with cluster.client(NAMESPACE, RELEASE) as client:
+        eventually(lambda: client.counts("bob").followers == len(FANS), f"bob has {len(FANS)} followers", 60.0)
 
 
 class Answers:
@@ -119,8 +115,7 @@ class Answers:
 def gaps(cluster: Cluster) -> Iterator[list[Answers]]:
     """Reads and writes at the Services while the body runs."""
     stop = threading.Event()
-    write = f"{cluster.service_ip(NAMESPACE, f'{RELEASE}-ingest')}:50051"
-    read = f"{cluster.service_ip(NAMESPACE, f'{RELEASE}-query')}:50052"
+    write, read = (cluster.target(NAMESPACE, f"{RELEASE}-{role}", port) for role, port in (("ingest", 50051), ("query", 50052)))
 
     def look(answers: Answers) -> None:
         with writing(write) as writer, reading(read) as reader:

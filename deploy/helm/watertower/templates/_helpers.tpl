@@ -37,9 +37,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{/* The image of a role, or of the hooks where there is none. Takes the same. */}}
 {{- define "watertower.image" -}}
 {{- $image := .root.Values.image -}}
+{{- /* A tag may come as a number, from --set; toJson writes it without an exponent. */ -}}
 {{- $own := "" -}}
 {{- if .role -}}{{- $own = (index .root.Values .role).image.tag -}}{{- end -}}
-{{- $image.repository -}}{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $image.tag $own }}{{ end -}}
+{{- $image.repository -}}{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $image.tag $own | toJson | trimAll "\"" }}{{ end -}}
 {{- end -}}
 
 {{/* Seconds from SIGTERM to SIGKILL: what a process may take, and 10 s for what comes after its grace. */}}

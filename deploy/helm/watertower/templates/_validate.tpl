@@ -9,7 +9,7 @@
 {{- end -}}
 {{- end -}}
 {{- range $name, $tag := dict "image.tag" $v.image.tag "ingest.image.tag" $v.ingest.image.tag "projector.image.tag" $v.projector.image.tag "query.image.tag" $v.query.image.tag -}}
-{{- if eq $tag "latest" -}}
+{{- if eq (toString $tag) "latest" -}}
 {{- $problems = append $problems (printf "%s: latest names no version; set the version that is meant" $name) -}}
 {{- end -}}
 {{- end -}}
