@@ -72,6 +72,12 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = ROLLOUT
     return value
 
 
+def ready(pod: dict[str, Any]) -> bool:
+    """Whether a pod says that it is ready, and is not on its way out."""
+    conditions = {condition["type"]: condition["status"] for condition in pod["status"].get("conditions", [])}
+    return "deletionTimestamp" not in pod["metadata"] and conditions.get("Ready") == "True"
+
+
 def settings() -> dict[str, str]:
     """The variables of env.sh."""
     script = f'. "{SCRIPTS}/env.sh" && for name in {" ".join(_NAMES)}; do printf "%s=%s\\n" "$name" "${{!name}}"; done'

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.commands import assert_audit_is_clean, options, watertower
-from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster, eventually
+from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster, eventually, ready
 from tests.kubernetes.debut import Debut
 from watertower.client import Kind, SyncClient
 from watertower.testing.engines import CassandraEngine, KafkaEngine
@@ -178,9 +178,12 @@ def names(cluster: Cluster, role: str) -> list[str]:
 
 def wait_ready(cluster: Cluster) -> None:
     """Waits until each role has two pods again, both ready, and what was to go is gone."""
-    every = ("-n", NAMESPACE, "pods", "-l", f"app.kubernetes.io/instance={RELEASE}")
-    eventually(lambda: len(cluster.get(*every)["items"]) == 2 * len(ROLES), "two pods of each role")
-    cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
+
+    def all_ready() -> bool:
+        pods = cluster.get("-n", NAMESPACE, "pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+        return len(pods) == 2 * len(ROLES) and all(map(ready, pods))
+
+    eventually(all_ready, "two ready pods of each role")
 
 
 def counted(client: SyncClient) -> int:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.calls import follow, read_counts, reading, record, writing
-from tests.kubernetes.cluster import CHART, Cluster, eventually
+from tests.kubernetes.cluster import CHART, Cluster, eventually, ready
 from watertower.client import Event, Kind
 
 NAMESPACE = "embedded"
@@ -80,11 +80,7 @@ def install(cluster: Cluster) -> None:
 
 
 def new_pod_ready(cluster: Cluster, before: str) -> bool:
-    for pod in cluster.get("-n", NAMESPACE, "pods")["items"]:
-        conditions = {condition["type"]: condition["status"] for condition in pod["status"].get("conditions", [])}
-        if pod["metadata"]["uid"] != before and conditions.get("Ready") == "True":
-            return True
-    return False
+    return any(pod["metadata"]["uid"] != before and ready(pod) for pod in cluster.get("-n", NAMESPACE, "pods")["items"])
 
 
 def wait_counted(cluster: Cluster) -> None:
