@@ -6,7 +6,7 @@ STUBS  := services/watertower/v1
 LOAD_REPORT ?= load-report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut debut-cluster up load down chart test check lint types fast simulate storm stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up load down chart test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,11 @@ simulate: setup ## ten thousand bad days by seed, on the real code (most of an h
 
 storm: setup ## kill, freeze and restart everything on real Kafka and Cassandra, and recount (most of half an hour)
 	$(BIN)/python -m pytest -s -m storm tests/engines
+
+kubernetes: setup ## install the chart in a real cluster on this machine, and roll, evict and scale it under load (root, Go, Docker, Java)
+	deploy/test-cluster/build.sh
+	deploy/test-cluster/tools.sh
+	$(BIN)/python -m pytest -s -m kubernetes tests/kubernetes
 
 bench: setup ## the figures of docs/performance.md (minutes)
 	$(BIN)/python -m benchmarks.service

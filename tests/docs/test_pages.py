@@ -16,6 +16,12 @@ from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, comma
 from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
+CLUSTER_BY_HAND = """\
+deploy/test-cluster/build.sh
+deploy/test-cluster/up.sh
+deploy/test-cluster/images.sh       # again after a change of the service
+. deploy/test-cluster/env.sh        # kubectl on the path
+deploy/test-cluster/down.sh         # KEEP=1 keeps what is in it for the next up.sh"""
 NOT_RUN = {
     "make setup": "makes the environment in which the tests run",
     "make test": "would run itself",
@@ -28,6 +34,8 @@ NOT_RUN = {
     'LOAD_SCENARIO=steady LOAD_ARGS="--seconds 60 --rate 300" make load': "tests/engines/test_compose.py runs it, smaller",
     ".venv/bin/python -m watertower.testing.engines kafka cassandra": "runs until Ctrl-C; tests/engines/test_providers.py runs it",
     "make debut-cluster": "a million follows take minutes; tests/engines/test_main_job.py counts on both engines",
+    "make kubernetes": "takes minutes, as root; CI runs it",
+    CLUSTER_BY_HAND: "tests/kubernetes runs the scripts",
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.tower": "takes minutes; its figures are not asserted",

@@ -62,9 +62,10 @@ def test_a_forced_provider_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> N
         (Request("kafka", own=True), "one of its own"),
         (Request("kafka", nodes=3), "2 of the 3 nodes"),
         (Request("kafka", secure=True), "wants a login"),
+        (Request("kafka", host="10.243.0.1"), "at 10.243.0.1"),
         (Request("kafka", nodes=2), ""),
     ],
-    ids=["own", "too few", "no login", "fits"],
+    ids=["own", "too few", "no login", "elsewhere", "fits"],
 )
 def test_addresses_are_taken_only_where_they_fit(asked: Request, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that is shared, too small or without a login is not given to a test that wants another."""

@@ -64,22 +64,24 @@ _CASSANDRA: _Ways[CassandraEngine] = {
 
 
 @contextmanager
-def kafka(nodes: int = 1, *, secure: bool = False, own: bool = False) -> Iterator[KafkaEngine]:
+def kafka(nodes: int = 1, *, secure: bool = False, own: bool = False, host: str = "") -> Iterator[KafkaEngine]:
     """Kafka with so many brokers; from three on with replication factor 3 and two in sync. Ready; gone at the end.
 
-    `secure`: SASL_SSL with SCRAM-SHA-512. `own`: nobody else's, so that its nodes may be killed. Raises EngineUnavailable, EngineFailed.
+    `secure`: SASL_SSL with SCRAM-SHA-512. `own`: nobody else's, so that its nodes may be killed. `host`: an address of this machine at
+    which others than its own processes reach it; one node, without a login. Raises EngineUnavailable, EngineFailed.
     """
-    with _start(_KAFKA, Request("kafka", nodes, secure, own)) as engine:
+    with _start(_KAFKA, Request("kafka", nodes, secure, own, host)) as engine:
         yield engine
 
 
 @contextmanager
-def cassandra(nodes: int = 1, *, secure: bool = False, own: bool = False) -> Iterator[CassandraEngine]:
+def cassandra(nodes: int = 1, *, secure: bool = False, own: bool = False, host: str = "") -> Iterator[CassandraEngine]:
     """Cassandra with so many nodes. Ready; gone at the end.
 
-    `secure`: TLS only, and a password. `own`: nobody else's, so that its nodes may be killed. Raises EngineUnavailable, EngineFailed.
+    `secure`: TLS only, and a password. `own`: nobody else's, so that its nodes may be killed. `host`: an address of this machine at
+    which others than its own processes reach it; one node, without a login. Raises EngineUnavailable, EngineFailed.
     """
-    with _start(_CASSANDRA, Request("cassandra", nodes, secure, own)) as engine:
+    with _start(_CASSANDRA, Request("cassandra", nodes, secure, own, host)) as engine:
         yield engine
 
 

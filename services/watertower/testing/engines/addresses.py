@@ -29,6 +29,8 @@ def why_not(request: Request) -> str:
     given = _given(variable)
     if not given:
         return f"{variable} is not set (host:port[,host:port] of an engine that runs)"
+    if request.host:
+        return f"{variable} names an engine whose address is what it is, and the test wants one at {request.host}"
     if request.own:
         return f"{variable} names an engine that others use, and the test wants to stop and start one of its own"
     if len(given) < request.nodes:

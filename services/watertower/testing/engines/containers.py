@@ -93,6 +93,8 @@ def why_not(request: Request) -> str:
     """Empty when a container can be what is asked for; else why it cannot."""
     if request.nodes > 1 or request.secure:
         return "containers are for one node without a login"
+    if request.host:
+        return "containers are published at 127.0.0.1 only"
     if find_spec("testcontainers") is None:
         return "testcontainers is not installed (pip install 'watertower[engines]')"
     return _why_no_image(KAFKA_IMAGE if request.engine == "kafka" else CASSANDRA_IMAGE)

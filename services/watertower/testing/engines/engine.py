@@ -32,10 +32,18 @@ class Request:
     nodes: int = 1
     secure: bool = False
     own: bool = False
+    host: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES_MAX:
             raise ValueError(f"an engine has 1 to {NODES_MAX} nodes, not {self.nodes}")
+        if self.host and (self.nodes > 1 or self.secure):
+            raise ValueError("an engine with a host is one node without a login: certificates are for 127.0.0.1 to 127.0.0.5")
+
+    @property
+    def hosts(self) -> list[str]:
+        """The address of each node, where they are processes of this machine."""
+        return [self.host] if self.host else [f"127.0.0.{number}" for number in range(1, self.nodes + 1)]
 
     @property
     def replication_factor(self) -> int:

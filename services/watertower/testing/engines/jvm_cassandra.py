@@ -94,10 +94,10 @@ class CassandraNode(jvm.JvmNode):
     """A node that is ready when it and its peers see each other and know each other's tokens, too: whatever asks for a quorum right
     after that gets one, and a table made then has all its copies."""
 
-    def __init__(self, number: int, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int) -> None:
-        super().__init__(f"cassandra {number}", f"127.0.0.{number}:{native_port}", folder, _JARS, arguments, READY)
+    def __init__(self, number: int, host: str, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int) -> None:
+        super().__init__(f"cassandra {number}", f"{host}:{native_port}", folder, _JARS, arguments, READY)
         self.peers: Sequence[CassandraNode] = ()
-        self._up, self._has_token = (f"/127.0.0.{number}:{storage_port} {what}" for what in ("is now UP", "state NORMAL, token"))
+        self._up, self._has_token = (f"/{host}:{storage_port} {what}" for what in ("is now UP", "state NORMAL, token"))
         self._to_meet: dict[CassandraNode, int] = {}
 
     def launch(self, trained: Path | None = None) -> None:
@@ -124,7 +124,7 @@ def why_not(request: Request) -> str:
 def cassandra(request: Request) -> Iterator[CassandraEngine]:
     """Nodes on free ports; gone, with their data, at the end."""
     class_path = f"{jars()}/*"
-    hosts = [f"127.0.0.{number}" for number in range(1, request.nodes + 1)]
+    hosts = request.hosts
     native_port, storage_port = jvm.shared_port(hosts), jvm.shared_port(hosts)
     seeds = ",".join(f"{host}:{storage_port}" for host in hosts)
     nodes = []
@@ -139,7 +139,7 @@ def cassandra(request: Request) -> Iterator[CassandraEngine]:
             (home / "cassandra.yaml").write_text(text)
             (home / "logback.xml").write_text(_LOGGING)
             arguments = [*_java_options(home, request), "-cp", class_path, "org.apache.cassandra.service.CassandraDaemon"]
-            nodes.append(CassandraNode(number, home, arguments, native_port, storage_port))
+            nodes.append(CassandraNode(number, host, home, arguments, native_port, storage_port))
         for node in nodes:
             node.peers = [peer for peer in nodes if peer is not node]
         access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}

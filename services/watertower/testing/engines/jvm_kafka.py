@@ -70,9 +70,10 @@ def why_not(request: Request) -> str:
 
 @contextmanager
 def kafka(request: Request) -> Iterator[KafkaEngine]:
-    """Brokers on free ports of 127.0.0.1; gone, with their data, at the end."""
+    """Brokers on free ports of one address; gone, with their data, at the end."""
     class_path = f"{jars()}/*"
-    ports = [(free_port(), free_port(), free_port()) for _ in range(request.nodes)]
+    host = request.host or "127.0.0.1"
+    ports = [(jvm.shared_port([host]), free_port(), free_port()) for _ in range(request.nodes)]
     voters = ",".join(f"{number}@127.0.0.1:{controller}" for number, (_, controller, _) in enumerate(ports, 1))
     nodes = []
     with jvm.data_folder("kafka") as folder:
@@ -80,7 +81,7 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
             home = folder / str(number)
             home.mkdir()
             (home / "log4j2.properties").write_text(_LOGGING)
-            listeners = f"PLAINTEXT://127.0.0.1:{plain}" + (f",SASL_SSL://127.0.0.1:{secure}" if request.secure else "")
+            listeners = f"PLAINTEXT://{host}:{plain}" + (f",SASL_SSL://127.0.0.1:{secure}" if request.secure else "")
             properties: dict[str, object] = {
                 "process.roles": "broker,controller",
                 "node.id": number,
@@ -102,7 +103,8 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
                 f"-Dlog4j2.configurationFile={home}/log4j2.properties",
             ]
             arguments = [*options, "-cp", class_path, "kafka.Kafka", "server.properties"]
-            nodes.append(jvm.JvmNode(f"kafka {number}", f"127.0.0.1:{secure if request.secure else plain}", home, _JARS, arguments, READY))
+            address = f"127.0.0.1:{secure}" if request.secure else f"{host}:{plain}"
+            nodes.append(jvm.JvmNode(f"kafka {number}", address, home, _JARS, arguments, READY))
         _format([node.folder for node in nodes], class_path, request.secure)
         access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
         with jvm.launched(nodes):

@@ -1,0 +1,217 @@
+"""The cluster preset on real engines: a debut goes on through whatever is done to its pods."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.commands import assert_audit_is_clean, options, watertower
+from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster, eventually, ready
+from tests.kubernetes.debut import Debut
+from watertower.client import Kind, SyncClient
+from watertower.testing.engines import CassandraEngine, KafkaEngine
+
+NAMESPACE = RELEASE = "watertower"
+ROLES = ("ingest", "projector", "query")
+DEPLOYMENTS = [f"deployment/{RELEASE}-{role}" for role in ROLES]
+PARTITIONS = 16
+QUIET_FOLLOWERS = 1_500
+STAR = "star"
+LOAD_JOB = ROOT / "deploy" / "examples" / "load-job.yaml"
+LOAD_FOLLOWERS = 3_000
+
+
+@pytest.fixture(scope="module")
+def values(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> list[str]:
+    """Of the preset: two pods of each role, on one broker and one node, with requests that two cores can hold."""
+    small = [f"{part}.resources.requests.cpu=20m" for part in (*ROLES, "setup")]
+    engines = [
+        f"kafka.bootstrapServers={near_kafka.bootstrap_servers}",
+        "kafka.securityProtocol=plaintext,kafka.user=,kafka.passwordSecret.name=,kafka.caSecret.name=,kafka.replicationFactor=1",
+        f"cassandra.contactPoints={near_cassandra.contact_points}",
+        f"cassandra.localDatacenter={near_cassandra.local_datacenter},cassandra.replication={near_cassandra.local_datacenter}:1",
+        "cassandra.user=,cassandra.passwordSecret.name=",
+        f"image.pullPolicy=Never,partitions={PARTITIONS}",
+    ]
+    return ["-f", str(CHART / "presets" / "cluster.yaml"), *(word for value in (*engines, *small) for word in ("--set", value))]
+
+
+@pytest.fixture(scope="module")
+def settings(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> dict[str, object]:
+    """With which this machine sees what the pods see."""
+    return {
+        "log": "kafka",
+        "store": "cassandra",
+        "kafka_bootstrap_servers": near_kafka.bootstrap_servers,
+        "cassandra_contact_points": near_cassandra.contact_points,
+        "cassandra_local_datacenter": near_cassandra.local_datacenter,
+    }
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster, values: list[str]) -> Iterator[Cluster]:
+    """The release, ready."""
+    cluster.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--create-namespace", *values, "--wait", "--timeout", "180s")
+    try:
+        yield cluster
+    finally:
+        cluster.try_helm("uninstall", RELEASE, "-n", NAMESPACE, "--ignore-not-found", "--wait")
+        cluster.try_kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", timeout_s=90.0)
+
+
+@pytest.fixture(scope="module")
+def client(installed: Cluster) -> Iterator[SyncClient]:
+    """Of the release, on this machine."""
+    with installed.client(NAMESPACE, RELEASE) as client:
+        yield client
+
+
+@pytest.mark.timeout(600)
+def test_a_debut_goes_on(installed: Cluster, client: SyncClient, values: list[str], settings: dict[str, object]) -> None:
+    """Upgrades, deleted and evicted pods, more and fewer projectors: nothing acknowledged is lost or doubled, no read fails for good."""
+    cluster = installed
+    debut = Debut(cluster, NAMESPACE, RELEASE)
+    debut.start()
+    with debut.phase("warming up"):
+        eventually(lambda: counted(client) > 300, "a count of 300 while it goes on")
+    with debut.phase("quiet"):
+        wait_more(client, QUIET_FOLLOWERS)
+    with debut.phase("helm upgrade"):
+        cluster.helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *values, "--set", "image.tag=2", "--wait", "--timeout", "180s")
+        cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
+        for role in ROLES:
+            pods = cluster.pods(NAMESPACE, selector(role))
+            assert [pod["spec"]["containers"][0]["image"][-2:] for pod in pods] == [":2", ":2"]
+    with debut.phase("a pod of each role deleted"):
+        for role in ROLES:
+            cluster.kubectl("-n", NAMESPACE, "delete", "pod", names(cluster, role)[0], "--wait=false")
+        wait_ready(cluster)
+    with debut.phase("a pod of each role evicted"):
+        for role in ROLES:
+            first, second = names(cluster, role)
+            evicted = cluster.evict(NAMESPACE, first)
+            assert evicted.code == 0, evicted.err
+            refused = cluster.evict(NAMESPACE, second)
+            assert refused.code != 0
+            assert "disruption budget" in refused.err
+        wait_ready(cluster)
+    with debut.phase("projector 2 -> 1 -> 3 -> 1"):
+        for replicas in (1, 3, 1):
+            cluster.kubectl("-n", NAMESPACE, "scale", DEPLOYMENTS[1], f"--replicas={replicas}")
+            cluster.wait_rolled_out(NAMESPACE, DEPLOYMENTS[1])
+            wait_more(client, 100)
+    debut.stop()
+
+    print(f"{debut.accounts} accounts, {len(debut.followers)} followers at the end; calls: {dict(debut.writes)}")
+    print(debut.table())
+    eventually(lambda: counted(client) == len(debut.followers), "the count is the number of acknowledged followers")
+    with ThreadPoolExecutor() as pool:
+        audit = pool.submit(assert_audit_is_clean, settings)
+        stored = followers_stored(settings)
+        print(f"audit: {audit.result()}")
+    assert stored == debut.followers
+    assert followers_listed(client) == sorted(debut.followers)
+    pods = [pod for role in ROLES for pod in cluster.pods(NAMESPACE, selector(role))]
+    restarts = {pod["metadata"]["name"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods}
+    assert not any(restarts.values()), restarts
+    assert debut.seen("normal").failed == 0, debut.seen("normal")
+    assert set(debut.writes) == {"acknowledged"}, "a write failed after the client's retries"
+
+
+@pytest.mark.timeout(300)
+def test_the_load_test_runs_as_a_job(installed: Cluster) -> None:
+    """deploy/examples/load-job.yaml, shortened, finds every follow again; its figures are printed, and not judged on a shared machine."""
+    job = (
+        LOAD_JOB.read_text()
+        .replace("watertower:local", f"{IMAGE}:1")
+        .replace('"100000"', f'"{LOAD_FOLLOWERS}"')
+        .replace('cpu: "1"', "cpu: 20m")
+    )
+    installed.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=job)
+    name = ("-n", NAMESPACE, "job", "watertower-load")
+    eventually(lambda: {"succeeded", "failed"} & set(installed.get(*name).get("status", {})), "the load test has ended", 120.0)
+    last = installed.kubectl("-n", NAMESPACE, "logs", "job/watertower-load").strip().splitlines()[-1]
+    installed.kubectl("-n", NAMESPACE, "delete", "job", "watertower-load")
+    report = json.loads(last)
+    print(f"load job: {last}")
+    assert report["exact"] is True
+    assert report["acknowledged"] == LOAD_FOLLOWERS
+
+
+@pytest.mark.timeout(300)
+def test_another_number_of_partitions_is_refused(installed: Cluster, values: list[str]) -> None:
+    """By the chart for a release that is there, by the service for one that is new on the same topics: its log says what to do."""
+    changed = [*values, "--set", f"partitions={PARTITIONS // 2}"]
+    refused = installed.try_helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *changed)
+    assert refused.code != 0
+    assert f"partitions: this release has {PARTITIONS}" in refused.err
+    other = "other"
+    started = installed.try_helm("install", other, CHART, "-n", NAMESPACE, *changed, "--timeout", "60s")
+    try:
+        assert started.code != 0
+        log = installed.kubectl("-n", NAMESPACE, "logs", "-l", f"job-name={other}-watertower-topics", "--tail=-1")
+        print(log.strip().splitlines()[-1])
+        assert "partitions" in log
+    finally:
+        installed.helm("uninstall", other, "-n", NAMESPACE)
+        installed.kubectl("-n", NAMESPACE, "delete", "job", "-l", f"app.kubernetes.io/instance={other}", "--ignore-not-found")
+
+
+@pytest.mark.timeout(300)
+def test_uninstalling_leaves_nothing(installed: Cluster) -> None:
+    """No object of any kind."""
+    assert len(installed.objects(NAMESPACE)) > 10
+    installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    eventually(lambda: not installed.objects(NAMESPACE), "an empty namespace", 60.0)
+
+
+def selector(role: str) -> str:
+    return f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component={role}"
+
+
+def names(cluster: Cluster, role: str) -> list[str]:
+    return [pod["metadata"]["name"] for pod in cluster.pods(NAMESPACE, selector(role))]
+
+
+def wait_ready(cluster: Cluster) -> None:
+    """Waits until each role has two pods again, both ready, and what was to go is gone."""
+
+    def all_ready() -> bool:
+        pods = cluster.get("-n", NAMESPACE, "pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+        return len(pods) == 2 * len(ROLES) and all(map(ready, pods))
+
+    eventually(all_ready, "two ready pods of each role")
+
+
+def counted(client: SyncClient) -> int:
+    """The star's followers."""
+    return client.counts(STAR).followers
+
+
+def wait_more(client: SyncClient, followers: int) -> None:
+    """Waits until the star has so many more followers than now."""
+    before = counted(client)
+    eventually(lambda: counted(client) >= before + followers, f"{followers} more followers")
+
+
+def followers_stored(settings: dict[str, object]) -> set[str]:
+    """Who follows the star by the edges, read from the store beside the service."""
+    ran = watertower("export", "edges", *options(settings))
+    assert ran.code == 0, ran.err
+    rows = list(csv.DictReader(io.StringIO(ran.out)))
+    return {row["actor"] for row in rows if row["subject"] == STAR and row["state"] == "active"}
+
+
+def followers_listed(client: SyncClient) -> list[str]:
+    """Who follows the star by the list behind the count, all pages of it, in order of their names."""
+    found: list[str] = []
+    token = ""
+    while True:
+        page = client.list_actors(STAR, Kind.FOLLOW, page_size=1_000, page_token=token)
+        found += [item.id for item in page.items]
+        token = page.next_page_token
+        if not token:
+            return sorted(found)

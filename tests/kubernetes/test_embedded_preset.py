@@ -1,0 +1,139 @@
+"""The embedded preset: one pod, one volume. It keeps its data, and it is away while its pod moves."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from tests.calls import follow, read_counts, reading, record, writing
+from tests.kubernetes.cluster import CHART, Cluster, eventually, ready
+from watertower.client import Event, Kind
+
+NAMESPACE = "embedded"
+RELEASE = "watertower"
+POD = f"{RELEASE}-0"
+VALUES = [
+    *("-f", str(CHART / "presets" / "embedded.yaml"), "--set", "image.pullPolicy=Never"),
+    *(word for role in ("ingest", "projector", "query") for word in ("--set", f"{role}.resources.requests.cpu=20m")),
+]
+FANS = [f"fan-{number}" for number in range(2_000)]
+LOOK_S = 0.05
+ATTEMPT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster) -> Iterator[Cluster]:
+    """The release, ready, with FANS that follow bob."""
+    install(cluster)
+    try:
+        with cluster.client(NAMESPACE, RELEASE) as client:
+            client.record_many([Event(fan, Kind.FOLLOW, "bob") for fan in FANS])
+        wait_counted(cluster)
+        yield cluster
+    finally:
+        cluster.try_helm("uninstall", RELEASE, "-n", NAMESPACE, "--ignore-not-found", "--wait")
+        cluster.try_kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", timeout_s=90.0)
+
+
+@pytest.mark.timeout(300)
+def test_data_outlive_the_pod(installed: Cluster) -> None:
+    """A pod that is deleted comes back with every count; how long neither reads nor writes were answered is printed."""
+    before = installed.get("-n", NAMESPACE, "pod", POD)["metadata"]["uid"]
+    with gaps(installed) as watched:
+        installed.kubectl("-n", NAMESPACE, "delete", "pod", POD, "--wait=false")
+        eventually(lambda: new_pod_ready(installed, before), "the new pod is ready", 120.0)
+        eventually(lambda: all(line.answered_again for line in watched), "reads and writes are answered again", 60.0)
+    for line in watched:
+        print(f"embedded, pod deleted: {line.name} not answered for {line.longest_s:.1f} s")
+    wait_counted(installed)
+    said = installed.kubectl("-n", NAMESPACE, "exec", POD, "-c", "query", "--", "watertower", "audit", "--data", "/data/watertower")
+    assert said.startswith("clean"), said
+    assert watched[0].longest_s > 0
+
+
+@pytest.mark.timeout(300)
+def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Cluster) -> None:
+    """Uninstalling leaves the claim only. On it, a release with other partitions is refused, and one with the same has the data."""
+    installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    eventually(lambda: installed.objects(NAMESPACE) == {f"persistentvolumeclaim/data-{POD}"}, "nothing but the claim", 60.0)
+
+    installed.helm("install", RELEASE, CHART, "-n", NAMESPACE, *VALUES, "--set", "partitions=4")
+
+    def refusal() -> str:
+        for previous in ((), ("--previous",)):
+            log = installed.try_kubectl("-n", NAMESPACE, "logs", POD, "-c", "ingest", *previous).out
+            if "partitions and the settings say" in log:
+                return log.strip().splitlines()[-1]
+        return ""
+
+    print(f"refused at start: {eventually(refusal, 'the log says why', 90.0)}")
+    installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    install(installed)
+    wait_counted(installed)
+
+
+def install(cluster: Cluster) -> None:
+    cluster.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--create-namespace", *VALUES, "--wait", "--timeout", "180s")
+
+
+def new_pod_ready(cluster: Cluster, before: str) -> bool:
+    return any(pod["metadata"]["uid"] != before and ready(pod) for pod in cluster.get("-n", NAMESPACE, "pods")["items"])
+
+
+def wait_counted(cluster: Cluster) -> None:
+    with cluster.client(NAMESPACE, RELEASE) as client:
+        eventually(lambda: client.counts("bob").followers == len(FANS), f"bob has {len(FANS)} followers", 60.0)
+
+
+class Answers:
+    """When calls of one kind were answered, one attempt after the other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.answered_s = [time.monotonic()]
+        self.failures, self.failed_s = 0, 0.0
+
+    @property
+    def longest_s(self) -> float:
+        """The longest time between two answers."""
+        return max(after - before for before, after in zip(self.answered_s, self.answered_s[1:], strict=False))
+
+    @property
+    def answered_again(self) -> bool:
+        """After at least one that failed."""
+        return self.failures > 0 and self.answered_s[-1] > self.failed_s
+
+
+@contextmanager
+def gaps(cluster: Cluster) -> Iterator[list[Answers]]:
+    """Reads and writes at the Services while the body runs."""
+    stop = threading.Event()
+    write, read = (cluster.target(NAMESPACE, f"{RELEASE}-{role}", port) for role, port in (("ingest", 50051), ("query", 50052)))
+
+    def look(answers: Answers) -> None:
+        with writing(write) as writer, reading(read) as reader:
+            while not stop.wait(LOOK_S):
+                try:
+                    if answers.name == "writes":
+                        record(writer, [follow("ann", "cid")], ATTEMPT_S)
+                    else:
+                        read_counts(reader, ["bob"])
+                except grpc.RpcError:
+                    answers.failures += 1
+                    answers.failed_s = time.monotonic()
+                else:
+                    answers.answered_s.append(time.monotonic())
+
+    lines = [Answers("reads"), Answers("writes")]
+    threads = [threading.Thread(target=look, args=(line,)) for line in lines]
+    for thread in threads:
+        thread.start()
+    try:
+        yield lines
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
