@@ -7,13 +7,15 @@ drivers of the other.
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import structlog
 
 from watertower.clock import SystemClock
 from watertower.config import Settings
-from watertower.errors import StartRefused
+from watertower.errors import BackupRefused, StartRefused
 from watertower.health import HealthServer
 from watertower.ingest.process import IngestProcess
 from watertower.ingest.service import IngestService
@@ -23,6 +25,9 @@ from watertower.projector.projector import Projector
 from watertower.query.process import QueryProcess
 from watertower.query.service import QueryService
 from watertower.query.warm import WarmList
+
+if TYPE_CHECKING:
+    from watertower.bootstrap.backup import Backup
 
 
 def ingest(settings: Settings) -> IngestProcess:
@@ -84,6 +89,17 @@ def opened_scanner(settings: Settings) -> Iterator[StoreScanner]:
     is not there yet."""
     with ExitStack() as opened:
         yield _back_ends(settings).scanner(settings, opened)
+
+
+def backup(settings: Settings, target: Path) -> "Backup":
+    """A copy of the configured data folder, beside a service that runs or does not (see bootstrap/backup.py, whose errors it raises)."""
+    if settings.service.store != "rocksdb":
+        raise BackupRefused(
+            f"store is {settings.service.store}: a data folder is what this command copies; how to back up Cassandra is in docs/cluster.md"
+        )
+    from watertower.bootstrap.backup import backup as make_backup
+
+    return make_backup(settings.service.data, target)
 
 
 def _back_ends(settings: Settings) -> ModuleType:
