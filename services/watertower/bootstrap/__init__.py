@@ -91,15 +91,15 @@ def opened_scanner(settings: Settings) -> Iterator[StoreScanner]:
         yield _back_ends(settings).scanner(settings, opened)
 
 
-def backup(settings: Settings, target: Path) -> "Backup":
+def make_backup(settings: Settings, target: Path) -> "Backup":
     """A copy of the configured data folder, beside a service that runs or does not (see bootstrap/backup.py, whose errors it raises)."""
     if settings.service.store != "rocksdb":
         raise BackupRefused(
             f"store is {settings.service.store}: a data folder is what this command copies; how to back up Cassandra is in docs/cluster.md"
         )
-    from watertower.bootstrap.backup import backup as make_backup
+    from watertower.bootstrap.backup import backup
 
-    return make_backup(settings.service.data, target)
+    return backup(settings.service.data, target)
 
 
 def _back_ends(settings: Settings) -> ModuleType:

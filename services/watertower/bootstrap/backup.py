@@ -32,6 +32,9 @@ from watertower.projector.start import resume_points
 COPY_ATTEMPTS_MAX: Final = 10
 """Attempts at copying store and log before the log drops what lies between the two copies."""
 
+SPACE_BYTES_MIN: Final = 1024 * 1024
+"""Bytes that must be free at the target beyond those of the files: what the file system and SQLite take for themselves."""
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -184,7 +187,7 @@ def _apart(stage: Path, part: Path) -> bool:
 
 
 def _check_space(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part).free
+    free, needed = shutil.disk_usage(part).free, needed + SPACE_BYTES_MIN
     if free < needed:
         raise BackupRefused(
             f"{part.parent} has {free:,} bytes free and the backup needs {needed:,} there: free some, or choose another target"

@@ -29,7 +29,7 @@ def backup(
 
     clock = SystemClock()
     started_s = clock.monotonic_s()
-    made = bootstrap.backup(loaded(set_, data=str(data)), target)
+    made = bootstrap.make_backup(loaded(set_, data=str(data)), target)
     seconds = clock.monotonic_s() - started_s
     if json:
         output.print_json({**made._asdict(), "path": str(made.path), "seconds": round(seconds, 3)})
