@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches, with_files
+from tests.docs.pages import CLUSTER_BACKUP, COMMANDS, CTRL_C, PAGES, ROOT, Block, block_of, blocks, commands, matches, with_files
 from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
@@ -24,6 +24,7 @@ NOT_RUN = {
     "make down": "tests/engines/test_compose.py runs it",
     ".venv/bin/python -m watertower.testing.engines kafka cassandra": "runs until Ctrl-C; tests/engines/test_providers.py runs it",
     "make debut-cluster": "a million follows take minutes; tests/engines/test_main_job.py counts on both engines",
+    **{block_of(*place).text.strip(): "tests/engines/test_backup.py runs it" for place in CLUSTER_BACKUP},
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.tower": "takes minutes; its figures are not asserted",
