@@ -1,6 +1,7 @@
 """Every error that leaves Watertower, in one catalogue.
 
-Back ends raise BackendUnavailable or BackendRefused; processes refuse to start with StartRefused; calls are refused with CallRefused,
+Back ends raise BackendUnavailable or BackendRefused; processes refuse to start with StartRefused; backups are
+refused with BackupRefused; calls are refused with CallRefused,
 whose Reason decides the gRPC status. docs/reference/errors.md lists every Reason, and a test holds the two together.
 """
 
@@ -26,6 +27,10 @@ class StartRefused(Exception):
 
 class AddressTaken(StartRefused):
     """A process cannot listen on its address. Unlike other refusals this one may pass: whoever holds the port may let go of it."""
+
+
+class BackupRefused(Exception):
+    """A backup cannot be made, or not there. The message says which rule the target breaks and what to do; nothing is left behind."""
 
 
 class Status(Enum):

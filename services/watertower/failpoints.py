@@ -25,6 +25,10 @@ POINTS = (
     "projector.after_commit",
     "query.before_load",
     "query.after_load",
+    "backup.after_store",
+    "backup.after_log",
+    "backup.after_files",
+    "backup.after_rename",
 )
 
 _armed: dict[str, tuple[str, int]] = {}

@@ -281,11 +281,11 @@ def test_a_catch_up_during_which_the_manifest_changed_is_repeated(tmp_path: Path
     open_store(path).close()
     db = Rdict(str(path), Options(raw_mode=True), {}, AccessType.secondary(str(tmp_path / "reader")))
     seen = iter([("M", 1), ("M", 2), ("M", 2), ("N", 1), None, ("N", 1), ("N", 1), ("not", 0)])
-    monkeypatch.setattr(rocksdb_open, "_manifest", lambda _: next(seen))
+    monkeypatch.setattr(rocksdb_open, "manifest", lambda _: next(seen))
     rocksdb_open.follow(db, path)
     assert next(seen) == ("not", 0)
     changing = iter(range(10**6))
-    monkeypatch.setattr(rocksdb_open, "_manifest", lambda _: ("M", next(changing)))
+    monkeypatch.setattr(rocksdb_open, "manifest", lambda _: ("M", next(changing)))
     with pytest.raises(BackendUnavailable, match="faster than it can be followed"):
         rocksdb_open.follow(db, path)
     assert next(changing) == 2 * rocksdb_open.CATCH_UPS_MAX

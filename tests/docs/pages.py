@@ -54,6 +54,16 @@ def blocks(page: Path) -> Iterator[Block]:
             reason, file = "", ""
 
 
+CLUSTER_BACKUP = (("cluster.md", "nodetool snapshot"), ("cluster.md", "nodetool import"))
+"""The backup of a cluster and its restoration: pages with a word of the block. tests/engines/test_backup.py runs them."""
+
+
+def block_of(page: str, word: str) -> Block:
+    """The one block of a page in docs/ in which the word occurs."""
+    (found,) = (block for block in blocks(ROOT / "docs" / page) if word in block.text)
+    return found
+
+
 _SHOWN = re.compile(r"(?P<head>^<!-- file: (?P<file>\S+) -->\n```\S+\n).*?(?P<end>^```$)", re.MULTILINE | re.DOTALL)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, commands, matches, with_files
+from tests.docs.pages import CLUSTER_BACKUP, COMMANDS, CTRL_C, PAGES, ROOT, Block, block_of, blocks, commands, matches, with_files
 from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
@@ -36,6 +36,7 @@ NOT_RUN = {
     "make debut-cluster": "a million follows take minutes; tests/engines/test_main_job.py counts on both engines",
     "make kubernetes": "takes minutes, as root; CI runs it",
     CLUSTER_BY_HAND: "tests/kubernetes runs the scripts",
+    **{block_of(*place).text.strip(): "tests/engines/test_backup.py runs it" for place in CLUSTER_BACKUP},
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.tower": "takes minutes; its figures are not asserted",

@@ -172,9 +172,10 @@ def test_alerts_are_about_metrics_that_exist() -> None:
                 assert set(values.split("|")) <= {reason.name for reason in Reason}
 
 
-def test_refusals_in_the_operating_page_exist() -> None:
-    """Whoever searches for the message of a refused start finds it as it is said."""
-    page = (DOCS / "operating.md").read_text("utf-8").partition("## When it refuses to start")[2]
+@pytest.mark.parametrize("section", ["Backups", "When it refuses to start"])
+def test_refusals_in_the_operating_page_exist(section: str) -> None:
+    """Whoever searches for the message of a refused backup or start finds it as it is said."""
+    page = (DOCS / "operating.md").read_text("utf-8").partition(f"## {section}\n")[2].partition("\n## ")[0]
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     code = "\n".join(path.read_text("utf-8") for path in SOURCES.rglob("*.py"))
     assert len(messages) > 5

@@ -25,7 +25,7 @@ from watertower.core import fold as fold_module
 from watertower.core.fold import Flush, Touched
 from watertower.core.model import KINDS, Edge, EdgeKey, EventBatch, ListChange, ListKey, Progress, Record, Shard, ShardKey
 from watertower.errors import BackendUnavailable
-from watertower.ports import FeedMessage, LogReader, LogRecord, Store
+from watertower.ports import FeedMessage, LogReader, LogRecord
 from watertower.projector import projector as projector_module
 from watertower.projector.projector import Projector
 from watertower.query.cache import CountsCache, Entry, Load
@@ -319,8 +319,9 @@ class ResumesAtLatest(Projector):
             self._read_to[record.partition] = record.offset
 
 
-def anything_goes(log: LogReader, store: Store, partitions: Collection[int]) -> dict[int, Progress]:
-    applied = store.read_progress()
+def anything_goes(
+    log: LogReader, applied: Mapping[int, Progress], partitions: Collection[int], beat: Callable[[], None]
+) -> dict[int, Progress]:
     return {partition: applied.get(partition, Progress(-1, b"", 0)) for partition in partitions}
 
 

@@ -157,15 +157,15 @@ def follow(db: Rdict, path: Path) -> None:
     has not changed meanwhile. Raises BackendUnavailable if that does not happen in CATCH_UPS_MAX attempts.
     """
     for _ in range(CATCH_UPS_MAX):
-        before = _manifest(path)
+        before = manifest(path)
         with DRIVER_ERRORS:
             db.try_catch_up_with_primary()
-        if before is not None and _manifest(path) == before:
+        if before is not None and manifest(path) == before:
             return
     raise BackendUnavailable(f"the store at {path} changes faster than it can be followed")
 
 
-def _manifest(path: Path) -> tuple[str, int] | None:
+def manifest(path: Path) -> tuple[str, int] | None:
     """The manifest's name and size: it is only appended to. None while an owner changes over to another one."""
     try:
         name = (path / "CURRENT").read_text().strip()

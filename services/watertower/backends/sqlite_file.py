@@ -50,7 +50,7 @@ class LogFile:
         try:
             if not path.exists():
                 _create(path, identity, commits)
-            self._connection: sqlite3.Connection | None = _open(path, identity)
+            self._connection: sqlite3.Connection | None = open_log(path, identity)
         except (sqlite3.Error, OSError) as error:
             if _may_pass(error):
                 raise BackendUnavailable(f"the log {path} cannot be opened: {error}") from error
@@ -64,7 +64,7 @@ class LogFile:
         """The connection. Raises BackendUnavailable and BackendRefused instead of SQLite's errors, and forgets the connection then."""
         try:
             if self._connection is None:
-                self._connection = _open(self._path, self._identity)
+                self._connection = open_log(self._path, self._identity)
             yield self._connection
         except StartRefused as error:
             self.drop()
@@ -115,7 +115,7 @@ def _create(path: Path, identity: LogIdentity, commits: CommitsFile) -> None:
         sync_folder(path.parent)
 
 
-def _open(path: Path, identity: LogIdentity) -> sqlite3.Connection:
+def open_log(path: Path, identity: LogIdentity) -> sqlite3.Connection:
     """A connection to the log of this identity. Raises StartRefused, sqlite3.Error."""
     # mode=rw: a file that has vanished is an error and not an empty log whose offsets begin again.
     connection = sqlite3.connect(

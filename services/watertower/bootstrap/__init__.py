@@ -8,13 +8,15 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import structlog
 
 from watertower.clock import SystemClock
 from watertower.config import IngestSettings, QuerySettings, Settings
-from watertower.errors import Reason, StartRefused
+from watertower.errors import BackupRefused, Reason, StartRefused
 from watertower.health import HealthServer
 from watertower.ingest.process import IngestProcess
 from watertower.ingest.service import SERVICE as WRITER
@@ -29,6 +31,9 @@ from watertower.query.service import QueryService
 from watertower.query.warm import WarmList
 from watertower.rpc import NotYet
 from watertower.transport import listener_options
+
+if TYPE_CHECKING:
+    from watertower.bootstrap.backup import Backup
 
 
 def health(role: str, settings: Settings) -> HealthServer | None:
@@ -131,6 +136,17 @@ def opened_scanner(settings: Settings) -> Iterator[StoreScanner]:
     is not there yet."""
     with ExitStack() as opened:
         yield _back_ends(settings).scanner(settings, opened)
+
+
+def make_backup(settings: Settings, target: Path) -> "Backup":
+    """A copy of the configured data folder, beside a service that runs or does not (see bootstrap/backup.py, whose errors it raises)."""
+    if settings.service.store != "rocksdb":
+        raise BackupRefused(
+            f"store is {settings.service.store}: a data folder is what this command copies; how to back up Cassandra is in docs/cluster.md"
+        )
+    from watertower.bootstrap.backup import backup
+
+    return backup(settings.service.data, target)
 
 
 def _back_ends(settings: Settings) -> ModuleType:

@@ -53,7 +53,7 @@ def projector_side(settings: Settings, opened: ExitStack, beat: Callable[[], Non
 def query_side(settings: Settings, opened: ExitStack) -> tuple[StoreReader, FeedReader]:
     """The store and the feed, for any number of query processes."""
     folder = _folder(settings)
-    _remove_scratch_of_the_dead(folder.readers_path)
+    remove_scratch_of_the_dead(folder.readers_path)
     own = folder.readers_path / f"query-{os.getpid()}"
     reader = RocksDbFollower(folder.store_path, own, _store_identity(folder), block_cache_bytes=settings.projector.block_cache_bytes)
     opened.callback(reader.close)
@@ -64,7 +64,7 @@ def scanner(settings: Settings, opened: ExitStack) -> StoreScanner:
     """All rows of the folder as of now."""
     folder = open_existing(settings.service.data)
     folder.readers_path.mkdir(mode=0o700, exist_ok=True)
-    _remove_scratch_of_the_dead(folder.readers_path)
+    remove_scratch_of_the_dead(folder.readers_path)
     own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=folder.readers_path))
     opened.callback(shutil.rmtree, own, ignore_errors=True)
     rows = RocksDbScanner(folder.store_path, own, _store_identity(folder))
@@ -80,10 +80,11 @@ def _store_identity(folder: DataFolder) -> StoreIdentity:
     return StoreIdentity(folder.identity, folder.generation)
 
 
-def _remove_scratch_of_the_dead(readers: Path) -> None:
-    """A secondary instance keeps a small folder of its own, named after its process; a killed process leaves it behind."""
+def remove_scratch_of_the_dead(readers: Path) -> None:
+    """A secondary instance keeps a small folder of its own, and a backup one with links, named after its process; a killed process
+    leaves it behind."""
     for left in readers.glob("*"):
-        owner = re.fullmatch(r"(?:query|scan)-(\d+)(?:-.*)?", left.name)
+        owner = re.fullmatch(r"(?:query|scan|backup)-(\d+)(?:-.*)?", left.name)
         if owner is None:
             continue
         try:

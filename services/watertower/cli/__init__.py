@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from watertower.cli import auditing as auditing
+from watertower.cli import backup as backup
 from watertower.cli import cluster as cluster
 from watertower.cli import dead_letters as dead_letters
 from watertower.cli import debut as debut
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (roles, cluster, dead_letters, importer, reads, export, auditing, debut, load, simulate):
+for _module in (roles, cluster, dead_letters, importer, reads, export, auditing, backup, debut, load, simulate):
     _module.register(app)
 
 

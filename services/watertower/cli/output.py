@@ -42,7 +42,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 def explain(error: Exception) -> CommandFailed | None:
     """An expected error as one line for people; None for an unexpected one, whose traceback is worth having."""
-    from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, StartRefused
+    from watertower.errors import BackendRefused, BackendUnavailable, BackupRefused, CallRefused, StartRefused
     from watertower.role import EXIT_REFUSED
 
     if isinstance(error, CommandFailed):
@@ -55,7 +55,7 @@ def explain(error: Exception) -> CommandFailed | None:
         return CommandFailed(f"{said} (see `{command} --help`)" if said else "", code=error.exit_code)
     if isinstance(error, StartRefused):
         return CommandFailed(str(error), code=EXIT_REFUSED)
-    if isinstance(error, CallRefused | BackendRefused):
+    if isinstance(error, CallRefused | BackendRefused | BackupRefused):
         return CommandFailed(str(error))
     if isinstance(error, BackendUnavailable):
         return CommandFailed(f"{error}; try again")

@@ -179,7 +179,7 @@ class Projector:
 
     def _take_up(self, partitions: Collection[int]) -> None:
         """Goes on where the store says."""
-        points = resume_points(self._log, self._store, partitions, self._pulse.beat)
+        points = resume_points(self._log, self._store.read_progress(), partitions, self._pulse.beat)
         for partition, progress in points.items():
             self._as_of[partition] = progress.appended_at
         self._progress.update(points)

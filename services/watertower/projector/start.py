@@ -1,6 +1,6 @@
 """What must hold before a projector applies its first record. Each condition is refused with what to do about it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from watertower.codec import record_id
 from watertower.core.model import NO_PROGRESS, Progress
@@ -17,15 +17,16 @@ def check_identity(log: LogReader, store: Store) -> None:
         )
 
 
-def resume_points(log: LogReader, store: Store, partitions: Iterable[int], beat: Callable[[], None]) -> dict[int, Progress]:
-    """Per partition, where to resume; `beat` is called with each.
+def resume_points(
+    log: LogReader, applied: Mapping[int, Progress], partitions: Iterable[int], beat: Callable[[], None] = lambda: None
+) -> dict[int, Progress]:
+    """Per partition, where to resume, by what the store says is `applied`; `beat` is called with each.
 
     Raises StartRefused where the log cannot be the one that the store was made from:
 
     - the record at `progress` is not the one that was applied there: a rewound or restored log reuses offsets;
     - the log starts past `progress` + 1: input was lost, and neither "earliest" nor "latest" would make it right.
     """
-    applied = store.read_progress()
     points = {partition: applied.get(partition, NO_PROGRESS) for partition in partitions}
     for partition, progress in points.items():
         beat()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from watertower.testing.engines import cache, jvm
 from watertower.testing.engines.engine import CassandraEngine, Request
+from watertower.testing.service import free_port
 
 VERSION = "5.0.9"
 HEAP_MB = 768
@@ -94,8 +95,17 @@ class CassandraNode(jvm.JvmNode):
     """A node that is ready when it and its peers see each other and know each other's tokens, too: whatever asks for a quorum right
     after that gets one, and a table made then has all its copies."""
 
-    def __init__(self, number: int, host: str, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int) -> None:
+    def __init__(
+        self, number: int, host: str, folder: Path, arguments: Sequence[str], native_port: int, storage_port: int, management_port: int
+    ) -> None:
         super().__init__(f"cassandra {number}", f"{host}:{native_port}", folder, _JARS, arguments, READY)
+        self.data = folder / "data" / "data"
+        """The folder with the tables' files."""
+        self.nodetool: Sequence[str] = [
+            *("java", "-XX:TieredStopAtLevel=1", *_OPEN, "-cp", f"{jars()}/*"),
+            *("org.apache.cassandra.tools.NodeTool", "--host", "127.0.0.1", "--port", str(management_port)),
+        ]
+        """The command line of Cassandra's `nodetool` on this node; its arguments follow."""
         self.peers: Sequence[CassandraNode] = ()
         self._up, self._has_token = (f"/{host}:{storage_port} {what}" for what in ("is now UP", "state NORMAL, token"))
         self._to_meet: dict[CassandraNode, int] = {}
@@ -138,8 +148,10 @@ def cassandra(request: Request) -> Iterator[CassandraEngine]:
                 text += _LOGIN.format(keystore=cache.certificates() / "server.p12", password=cache.STORE_PASSWORD)
             (home / "cassandra.yaml").write_text(text)
             (home / "logback.xml").write_text(_LOGGING)
-            arguments = [*_java_options(home, request), "-cp", class_path, "org.apache.cassandra.service.CassandraDaemon"]
-            nodes.append(CassandraNode(number, host, home, arguments, native_port, storage_port))
+            management_port = free_port()
+            options = [*_java_options(home, request), f"-Dcassandra.jmx.local.port={management_port}"]
+            arguments = [*options, "-cp", class_path, "org.apache.cassandra.service.CassandraDaemon"]
+            nodes.append(CassandraNode(number, host, home, arguments, native_port, storage_port, management_port))
         for node in nodes:
             node.peers = [peer for peer in nodes if peer is not node]
         access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
