@@ -42,7 +42,8 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[Exception | int]:
     monkeypatch.setattr(role, "Role", FakeRole)
     monkeypatch.setattr(logs, "configure", lambda *_: None)
     for name in ("ingest", "projector", "query"):
-        monkeypatch.setattr(bootstrap, name, lambda settings: Process(ends))
+        monkeypatch.setattr(bootstrap, name, lambda settings, health: Process(ends))
+    monkeypatch.setattr(bootstrap, "health", lambda name, settings: None)
     return ends
 
 
