@@ -53,7 +53,7 @@ REFUSED = {
     ),
     "no secret for Cassandra": (
         ("cluster", "--set=cassandra.passwordSecret.name="),
-        "cassandra.passwordSecret.name: user watertower needs",
+        "cassandra.passwordSecret.name: user store-superuser needs",
     ),
     "a secret without a user": (("cluster", "--set=cassandra.user="), "cassandra.passwordSecret.name: a password without a user"),
     "no user": (("cluster", "--set=kafka.user="), "kafka.user: securityProtocol sasl_ssl needs one"),
