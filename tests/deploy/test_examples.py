@@ -69,6 +69,7 @@ def test_strimzi_knows_every_property() -> None:
     whole = f"{kafka}\n---\n{(EXAMPLES / 'topics.yaml').read_text('utf-8')}"
     assert strimzi_problems(whole) == ""
     assert "Unrecognized field" in strimzi_problems(kafka.replace("entityOperator:", "entityOperators:"))
+    assert "Kafka: no such kind in version v2" in strimzi_problems(kafka.replace("strimzi.io/v1\n", "strimzi.io/v2\n"))
     assert ".operations[0] cannot have that value" in strimzi_problems(kafka.replace("operations: [Create", "operations: [Creat"))
 
 
