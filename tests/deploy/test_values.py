@@ -91,6 +91,10 @@ REFUSED = {
         ("cluster", "--set=connectionAgeGraceMs=15001"),
         "connectionAgeGraceMs: 15001 is more than drainMs and shutdown",
     ),
+    "workers that nobody scrapes": (
+        ("cluster", "--set=metrics.enabled=true,settings.query_workers=2"),
+        "settings.query_workers: each worker has a port of its own for metrics",
+    ),
     "nothing to scrape": (
         ("cluster", "--set=metrics.serviceMonitor.enabled=true"),
         "metrics.serviceMonitor.enabled: there is nothing to scra",
