@@ -16,6 +16,9 @@ from tests.docs.pages import COMMANDS, CTRL_C, PAGES, ROOT, Block, blocks, comma
 from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
+UPGRADE = "helm upgrade watertower deploy/helm/watertower --namespace watertower --reset-then-reuse-values --wait"
+NO_CLUSTER = "needs a cluster, and no test runs it there yet"
+
 NOT_RUN = {
     "make setup": "makes the environment in which the tests run",
     "make test": "would run itself",
@@ -30,6 +33,11 @@ NOT_RUN = {
     "python -m benchmarks.gets": "needs Go; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make chart": "builds helm; .ci/run does the same in its parts",
+    f"{UPGRADE} --set image.tag=2,ingest.image.tag=1\n{UPGRADE} --set image.tag=2,ingest.image.tag=": NO_CLUSTER,
+    f"{UPGRADE} --set query.replicas=3,projector.replicas=3": NO_CLUSTER,
+    "kubectl create secret generic cassandra-next --namespace watertower --from-literal=password=SECRET\n"
+    f"{UPGRADE} \\\n  --set cassandra.user=next,cassandra.passwordSecret.name=cassandra-next,cassandra.passwordSecret.key=password": NO_CLUSTER,
+    "kubectl rollout restart deployment --namespace watertower --selector app.kubernetes.io/instance=watertower": NO_CLUSTER,
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
     "cd examples/go\ngo generate .\ngo run .": "tests/languages runs it",
     "cd examples/java\nmvn package\njava -jar target/follow.jar": "tests/languages runs it",
