@@ -157,6 +157,24 @@ def test_what_failed_is_repeated_until_it_is_known_whether_it_counts(load: Water
     assert ran.json["recount"]["settled"] >= 1
 
 
+def test_what_stays_unknown_may_be_there_or_not(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follows that fail to the end: neither is a difference, and nobody waits for them for ever."""
+    monkeypatch.setattr(recount, "SETTLE_S_MAX", 1.0)
+
+    def some(number: int, request: Any) -> Refusal | None:
+        if any(is_fan(event.actor, 7) for event in request.events):
+            return Refusal(grpc.StatusCode.UNAVAILABLE, "never", pushback="-1")
+        return None
+
+    service.on_record = some
+    ran = load(*DEBUT, *LENIENT, "--json")
+    assert ran.code == 1
+    found = ran.json["recount"]
+    assert found["unknown"] >= 1
+    assert found["acknowledged"] == found["counted"] == FOLLOWERS - found["unknown"]
+    assert (ran.json["verdict"], ran.json["exact"], found["settled"]) == ("thresholds missed", True, 0)
+
+
 def test_raw_failures_are_told_from_final_ones(load: Watertower, service: FakeService) -> None:
     """The client repeats what may pass: no call fails, and the attempts that did are in the report, with the service's reason."""
     refused: list[str] = []
