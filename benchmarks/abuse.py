@@ -75,7 +75,8 @@ async def good_callers(service: Service, seconds: float) -> Phase:
         try:
             await stub.GetCounts(READ, timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
-            errors[error.code().name] = errors.get(error.code().name, 0) + 1
+            said = f"{error.code().name}: {error.details()}"
+            errors[said] = errors.get(said, 0) + 1
         latencies.append(time.perf_counter() - due_s)
 
     async with grpc.aio.insecure_channel(service.read_target, options=[("grpc.enable_retries", 0)]) as channel:
