@@ -156,7 +156,8 @@ class Turns:
             try:
                 await turn
             except asyncio.CancelledError:
-                if self._waiting.pop(turn, None) is None:  # it was given the turn, and passes it on
+                self._waiting.pop(turn, None)
+                if not turn.cancelled():  # it was given the turn, and passes it on
                     self._pass_on(loop, 0)
                 raise
         self._taken = True
@@ -166,10 +167,12 @@ class Turns:
         if rounds:
             loop.call_soon(self._pass_on, loop, rounds - 1)
             return
-        for turn in self._waiting:
+        while self._waiting:
+            turn = next(iter(self._waiting))
             del self._waiting[turn]
-            turn.set_result(None)
-            return
+            if not turn.cancelled():  # whoever waited may be gone and not yet have been told
+                turn.set_result(None)
+                return
         self._taken = False
 
 

@@ -23,7 +23,7 @@ from watertower.config import ServerSettings
 from watertower.counters import CallCounters
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.health import ALIVE
-from watertower.transport import Probe, listener_options, receive
+from watertower.transport import Probe, address, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -405,8 +405,7 @@ class RpcServer:
             await server.stop(grace_s)
 
     def _address(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host and not self._host.startswith("[") else self._host
-        return f"{host}:{self._port}"
+        return address(self._host, self._port)
 
     def _address_taken(self) -> AddressTaken:
         return AddressTaken(

@@ -33,6 +33,12 @@ FILES_KEPT = 256
 """Open files that the process keeps for other things than connections."""
 
 
+def address(host: str, port: int) -> str:
+    """HOST:PORT as gRPC reads it: an IPv6 address is bracketed."""
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"{bracketed}:{port}"
+
+
 def listener_options(message_bytes_max: int, limits: ServerSettings | None, shared_port: bool) -> list[tuple[str, int]]:
     """gRPC's channel arguments (grpc/impl/channel_arg_names.h says what each means, and its unit). Without `limits`, gRPC's defaults."""
     options = [

@@ -20,7 +20,7 @@ from watertower import transport
 from watertower.config import QuerySettings
 from watertower.errors import Reason
 from watertower.testing.abuse import GREETING, call_data, call_headers, frame
-from watertower.transport import FILES_KEPT, PING_STRIKES_MAX, PROBE_S_MAX, listener_options
+from watertower.transport import FILES_KEPT, PING_STRIKES_MAX, PROBE_S_MAX, address, listener_options
 from watertower.v1 import reader_pb2, reader_pb2_grpc
 
 PATH = "/watertower.v1.EngagementReader/GetCounts"
@@ -383,3 +383,11 @@ def test_the_probe_gives_up_a_call_in_time() -> None:
 
 def _ping(ack: bool) -> bytes:
     return frame(PING, int(ack), 0, struct.pack(">Q", 7))
+
+
+@pytest.mark.parametrize(
+    ("host", "said"), [("127.0.0.1", "127.0.0.1:5"), ("::1", "[::1]:5"), ("[::1]", "[::1]:5"), ("localhost", "localhost:5")]
+)
+def test_an_address_is_said_as_grpc_reads_it(host: str, said: str) -> None:
+    """One of IPv6 is bracketed, or gRPC takes its end for the port."""
+    assert address(host, 5) == said
