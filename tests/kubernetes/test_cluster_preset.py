@@ -27,7 +27,8 @@ LOAD_FOLLOWERS = 3_000
 @pytest.fixture(scope="module")
 def values(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> list[str]:
     """Of the preset: two pods of each role, on one broker and one node, with requests that two cores can hold."""
-    small = [f"{part}.resources.requests.cpu=20m" for part in (*ROLES, "setup")]
+    # What is requested is also each pod's share of the cores, beside the engines and the cluster itself.
+    small = [*(f"{role}.resources.requests.cpu=150m" for role in ROLES), "setup.resources.requests.cpu=50m"]
     engines = [
         f"kafka.bootstrapServers={near_kafka.bootstrap_servers}",
         "kafka.securityProtocol=plaintext,kafka.user=,kafka.passwordSecret.name=,kafka.caSecret.name=,kafka.replicationFactor=1",
