@@ -47,8 +47,9 @@ def template(preset: str, *options: object) -> str:
     return ran.out
 
 
+@lru_cache
 def objects(preset: str, *options: object) -> list[Object]:
-    """The same, taken apart."""
+    """The same, taken apart. Not to be changed: who asks for the same again gets the same."""
     return parsed(template(preset, *options))
 
 
@@ -144,5 +145,6 @@ def write() -> None:
     readme.write_text(with_table(readme.read_text("utf-8")), "utf-8")
 
 
+@lru_cache
 def _template(preset: str, options: tuple[object, ...]) -> Ran:
     return helm("template", "watertower", CHART, "--namespace", "watertower", "--values", CHART / "presets" / f"{preset}.yaml", *options)

@@ -269,7 +269,7 @@ def test_passwords_are_files() -> None:
             settings = environment(container)
             assert not {"kafka_password", "cassandra_password"} & set(settings)
             mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-            for engine, secrets in (("kafka", ["watertower-kafka", "watertower-kafka-ca"]), ("cassandra", ["watertower-cassandra", "ca"])):
+            for engine, secrets in (("kafka", ["watertower", "log-cluster-ca-cert"]), ("cassandra", ["store-superuser", "ca"])):
                 assert mounts[engine]["readOnly"] is True
                 projected = volumes[engine]["projected"]
                 assert projected["defaultMode"] == 0o440
@@ -350,8 +350,8 @@ def test_projectors_scale_on_the_lag_of_their_group() -> None:
     (secret,) = of_kind(made, "Secret")
     assert secret["stringData"] == {"sasl": "scram_sha512", "tls": "enable", "username": "watertower"}
     taken = {one["parameter"]: (one["name"], one["key"]) for one in login["spec"]["secretTargetRef"]}
-    assert taken["password"] == ("watertower-kafka", "password")
-    assert taken["ca"] == ("watertower-kafka-ca", "ca.crt")
+    assert taken["password"] == ("watertower", "password")
+    assert taken["ca"] == ("log-cluster-ca-cert", "ca.crt")
     for variant, words in (("cluster with SASL alone", ("plaintext", "disable")), ("cluster with TLS alone", ("none", "enable"))):
         (secret,) = of_kind(objects(*VARIANTS[variant]), "Secret")
         assert (secret["stringData"]["sasl"], secret["stringData"]["tls"]) == words

@@ -53,7 +53,7 @@ REFUSED = {
     ),
     "no secret for Cassandra": (
         ("cluster", "--set=cassandra.passwordSecret.name="),
-        "cassandra.passwordSecret.name: user watertower needs",
+        "cassandra.passwordSecret.name: user store-superuser needs",
     ),
     "a secret without a user": (("cluster", "--set=cassandra.user="), "cassandra.passwordSecret.name: a password without a user"),
     "no user": (("cluster", "--set=kafka.user="), "kafka.user: securityProtocol sasl_ssl needs one"),
@@ -90,6 +90,10 @@ REFUSED = {
     "calls beyond the end": (
         ("cluster", "--set=connectionAgeGraceMs=15001"),
         "connectionAgeGraceMs: 15001 is more than drainMs and shutdown",
+    ),
+    "workers that nobody scrapes": (
+        ("cluster", "--set=metrics.enabled=true,settings.query_workers=2"),
+        "settings.query_workers: each worker has a port of its own for metrics",
     ),
     "nothing to scrape": (
         ("cluster", "--set=metrics.serviceMonitor.enabled=true"),

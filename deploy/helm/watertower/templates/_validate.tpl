@@ -19,6 +19,9 @@
 {{- if and $v.metrics.serviceMonitor.enabled (not $v.metrics.enabled) -}}
 {{- $problems = append $problems "metrics.serviceMonitor.enabled: there is nothing to scrape; set metrics.enabled too" -}}
 {{- end -}}
+{{- if and $v.metrics.enabled (gt (int $v.settings.query_workers) 1) -}}
+{{- $problems = append $problems "settings.query_workers: each worker has a port of its own for metrics, and only the first would be scraped; use query.replicas, or leave metrics off" -}}
+{{- end -}}
 {{- if eq $v.mode "embedded" -}}
 {{- range $name, $on := dict "ingest.autoscaling.enabled" $v.ingest.autoscaling.enabled "query.autoscaling.enabled" $v.query.autoscaling.enabled "projector.keda.enabled" $v.projector.keda.enabled -}}
 {{- if $on -}}
