@@ -1,6 +1,7 @@
 """`watertower load` on a service that counts right, and on some that do not: the recount finds every planted difference."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Watertower
 from tests.cli.fakes import Event, FakeService, Refusal, serving
+from tests.docs.pages import ROOT
 from watertower.load import recount, run, scenarios
 from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, OUTAGE_S_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
 from watertower.v1 import reader_pb2
@@ -155,6 +157,24 @@ def test_what_failed_is_repeated_until_it_is_known_whether_it_counts(load: Water
     assert ran.json["recount"]["settled"] >= 1
 
 
+def test_what_stays_unknown_may_be_there_or_not(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follows that fail to the end: neither is a difference, and nobody waits for them for ever."""
+    monkeypatch.setattr(recount, "SETTLE_S_MAX", 1.0)
+
+    def some(number: int, request: Any) -> Refusal | None:
+        if any(is_fan(event.actor, 7) for event in request.events):
+            return Refusal(grpc.StatusCode.UNAVAILABLE, "never", pushback="-1")
+        return None
+
+    service.on_record = some
+    ran = load(*DEBUT, *LENIENT, "--json")
+    assert ran.code == 1
+    found = ran.json["recount"]
+    assert found["unknown"] >= 1
+    assert found["acknowledged"] == found["counted"] == FOLLOWERS - found["unknown"]
+    assert (ran.json["verdict"], ran.json["exact"], found["settled"]) == ("thresholds missed", True, 0)
+
+
 def test_raw_failures_are_told_from_final_ones(load: Watertower, service: FakeService) -> None:
     """The client repeats what may pass: no call fails, and the attempts that did are in the report, with the service's reason."""
     refused: list[str] = []
@@ -199,6 +219,21 @@ def test_the_reports(load: Watertower, tmp_path: Path) -> None:
     assert "**pass**" in (tmp_path / "new" / "folder" / "report.md").read_text("utf-8")
 
 
+def test_the_job_for_kubernetes_means_something(watertower: Watertower, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments, with fewer followers, and the names of its variables; its last line is the report."""
+    job = (ROOT / "deploy" / "examples" / "load-job.yaml").read_text("utf-8")
+    (arguments,) = re.findall(r"^ +args: \[(.+)\]$", job, re.MULTILINE)
+    variables = re.findall(r"\{name: (\w+), value: \"[\w-]+:\d+\"\}", job)
+    assert len(variables) == 2
+    for variable in variables:
+        monkeypatch.setenv(variable, target)
+    words = [word.strip('"') for word in arguments.split(", ")]
+    words[words.index("--followers") + 1] = str(FOLLOWERS)
+    ran = watertower(*words, "--profiles", 10, *LENIENT)
+    assert json.loads(ran.out.splitlines()[-1])["acknowledged"] == FOLLOWERS
+    assert ran.code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -225,10 +260,12 @@ def test_bad_usage(watertower: Watertower, arguments: list[object], said: str) -
     assert len(ran.err.splitlines()) == 1
 
 
-def test_a_service_that_is_not_there(watertower: Watertower, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["--write-target", "--read-target"])
+def test_a_service_that_is_not_there(watertower: Watertower, target: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given a moment, and then one line says what is missing."""
     monkeypatch.setattr(run, "READY_S_MAX", 1.0)
-    ran = watertower("load", "steady", "--read-target", "127.0.0.1:1", "--json")
+    targets = {"--write-target": target, "--read-target": target, missing: "127.0.0.1:1"}
+    ran = watertower("load", "steady", *(part for option in targets.items() for part in option), "--json")
     assert ran.code == 1
     assert "the load test ended early: nothing answers at 127.0.0.1:1" in json.loads(ran.err)["error"]
 

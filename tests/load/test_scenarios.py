@@ -8,7 +8,6 @@ import pytest
 from tests.client.fake import run
 from tests.docs.test_load_testing import fields
 from watertower.clock import SystemClock
-from watertower.load import scenarios
 from watertower.load.run import run as run_load
 from watertower.load.scenarios import SCENARIOS, Options
 from watertower.testing.service import Service
@@ -92,4 +91,3 @@ def test_a_debut_of_more_than_the_recount_looks_at(service: Service, monkeypatch
 
 def test_every_scenario_has_a_test_here() -> None:
     assert set(SCENARIOS) == {"steady", "debut", "read-storm", "herd"}
-    assert scenarios.BEFORE_S > 0

@@ -91,9 +91,9 @@ class Ledger:
             seen.add(token)
         return seen.token
 
-    async def settle(self, client: Client, names: Names, clock: Clock, seconds: float = SETTLE_S_MAX) -> int:
+    async def settle(self, client: Client, names: Names, clock: Clock) -> int:
         """Repeats what failed, to the letter, until it is acknowledged or the time is over; how many were."""
-        deadline_s, before = clock.monotonic_s() + seconds, self.count
+        deadline_s, before = clock.monotonic_s() + SETTLE_S_MAX, self.count
         while self._failed:
             some = list(islice(self._failed.items(), EVENTS_MAX))
             events = [

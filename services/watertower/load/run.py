@@ -10,7 +10,7 @@ from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
-from watertower.client import Attempt, Client, ClientError, Event, Kind, Metric
+from watertower.client import Attempt, Client, ClientError, ClientOptions, Event, Kind, Metric
 from watertower.load import LoadFailed
 from watertower.load.gate import Gate
 from watertower.load.generator import Generator
@@ -33,7 +33,9 @@ PROFILE_METRICS = (Metric.FOLLOWERS, Metric.FOLLOWING)
 """What the page of a profile shows."""
 
 _AHEAD_S = 0.2
-_POPULATION_US = 1_577_836_800_000_000  # 2020-01-01: a second run writes the same again, which counts nothing
+
+POPULATION_MOMENT = datetime(2020, 1, 1, tzinfo=UTC)
+"""When the profiles' followers pressed: a second run writes the same again, which counts nothing."""
 
 Say = Callable[[str], None]
 
@@ -44,9 +46,10 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
     async with AsyncExitStack() as opened:
         direct = await opened.enter_async_context(Client(options.write_target, options.read_target))
         try:
+            await _wait_ready(options, population, clock)
             await _populate(direct, population, clock, say)
             plan = SCENARIOS[options.scenario](options, names, population)
-            test = _Test(plan, options, clock, opened)
+            test = _Test(plan, population.name(0), options, clock, opened)
             await test.send(say)
             recount, settled = None, 0
             if test.ledger.any:
@@ -60,15 +63,24 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
     return report_of(done, limits)
 
 
+async def _wait_ready(options: Options, population: Population, clock: Clock) -> None:
+    """Waits until both servers answer, but not for long: an address may be wrong. Raises ClientError."""
+    deadline_s = clock.monotonic_s() + READY_S_MAX
+    # Without retries of its own, which would wait for a connection instead of saying that there is none.
+    async with Client(options.write_target, options.read_target, ClientOptions(attempts_max=1)) as client:
+        await patiently(partial(client.counts, population.name(0)), clock, deadline_s)
+        actor, subject = next(population.neighbours())
+        await patiently(partial(client.follow, actor, subject, occurred_at=POPULATION_MOMENT), clock, deadline_s)
+
+
 async def _populate(client: Client, population: Population, clock: Clock, say: Say) -> None:
     """Gives every profile its followers, and waits until they are seen. Raises ClientError."""
     started_s = clock.monotonic_s()
-    await patiently(partial(client.counts, population.name(0)), clock, started_s + READY_S_MAX)
     say(f"{population.size:,} profiles are given their followers")
-    session, moment = client.session(), datetime.fromtimestamp(_POPULATION_US / 1e6, UTC)
+    session = client.session()
     neighbours: Iterator[tuple[str, str]] = population.neighbours()
     while some := list(islice(neighbours, EVENTS_MAX)):
-        events = [Event(actor, Kind.FOLLOW, subject, occurred_at=moment) for actor, subject in some]
+        events = [Event(actor, Kind.FOLLOW, subject, occurred_at=POPULATION_MOMENT) for actor, subject in some]
         await patiently(partial(session.record_many, events), clock, started_s + POPULATED_S_MAX)
     if await until_seen(session, population.name(0), clock, POPULATED_S_MAX) is None:
         raise LoadFailed(f"the profiles are not seen {POPULATED_S_MAX:g} s after they were written: is the projector running?")
@@ -77,8 +89,9 @@ async def _populate(client: Client, population: Population, clock: Clock, say: S
 class _Test:
     """One schedule and what comes of it."""
 
-    def __init__(self, plan: Plan, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
-        self._plan, self._options, self._clock, self._opened = plan, options, clock, opened
+    def __init__(self, plan: Plan, warm: str, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
+        """`warm`: an entity that connections are tried with."""
+        self._plan, self._warm, self._options, self._clock, self._opened = plan, warm, options, clock, opened
         self._clients: Iterator[Client] = iter(())
         self._begin()
 
@@ -95,17 +108,20 @@ class _Test:
             for _ in range(options.clients if gates else 1)
         ]
         for client in clients:  # connected before anything is measured
-            await client.counts(self._plan.star or "load-profile-0")
+            await client.counts(self._warm)
         self._clients = cycle(clients)
-        self._begin()
         say(f"sending for {self._plan.phases[-1].end_s:.0f} s: " + ", ".join(phase.name for phase in self._plan.phases))
-        generator = Generator(self._one, self.recorder, self._clock)
         gc.collect()
-        gc.freeze()
-        async with asyncio.TaskGroup() as tasks:
-            if gates:
-                tasks.create_task(self._outage(gates, say))
-            tasks.create_task(generator.run(self._plan.arrivals, self._start_s))
+        gc.freeze()  # what is there by now stays there: nothing to look through during the run
+        self._begin()
+        generator = Generator(self._one, self.recorder, self._clock)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if gates:
+                    tasks.create_task(self._outage(gates, say))
+                tasks.create_task(generator.run(self._plan.arrivals, self._start_s))
+        finally:
+            gc.unfreeze()
 
     def _begin(self) -> None:
         """Moment 0, on both clocks."""
