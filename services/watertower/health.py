@@ -18,7 +18,7 @@ ALIVE_INTERVAL_S = 1.0
 """Seconds between two looks whether the process is alive."""
 
 HEALTH_CALLS_MAX = 100
-"""Calls to this server at once, watches of the health service included; more are refused by the transport."""
+"""Calls that this server has not answered, watches of the health service aside; more are refused by the transport."""
 
 
 class HealthServer:

@@ -1,4 +1,4 @@
-"""The tables of docs/reference that are made from the code's own catalogues: settings and commands.
+"""The tables of the pages that are made from the code's own catalogues: settings, commands and metrics.
 
 `python -m tests.docs.tables` rewrites them between their markers, in all pages the files that they show, and what the Helm chart has of
 them; test_reference.py, test_pages.py and tests/deploy fail while something differs.
@@ -15,6 +15,7 @@ from tests.deploy import chart
 from tests.docs.pages import PAGES, with_files
 from watertower import config
 from watertower.cli import app
+from watertower.metrics import CATALOGUE
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -94,7 +95,26 @@ def _bounds(schema: dict[str, Any]) -> str:
     return f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {"settings": ("settings.md", settings_table), "commands": ("cli.md", commands_table)}
+def metrics_table() -> str:
+    """Every metric, with the roles that have it, its labels and its kind."""
+    roles: dict[str, list[str]] = {}
+    for role, described in CATALOGUE.items():
+        for name in described:
+            roles.setdefault(name, []).append(role)
+    rows = []
+    for name, of in roles.items():
+        kind, labels, meaning = CATALOGUE[of[0]][name]
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {', '.join(of) if len(of) < len(CATALOGUE) else 'all'}: {kind} | {shown} | {meaning} |")
+    return "| metric | of, and kind | labels | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("settings.md", settings_table),
+    "commands": ("cli.md", commands_table),
+    "metrics": ("../operating.md", metrics_table),
+}
+"""By name, the page of docs/reference, or beside it, and what writes the table."""
 
 
 def section_of(name: str, text: str) -> re.Match[str]:

@@ -11,6 +11,7 @@ from tests.docs import tables
 from watertower import config, failpoints
 from watertower.core.model import KINDS, Kind, Metric
 from watertower.errors import Reason
+from watertower.metrics import CATALOGUE
 from watertower.v1 import common_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,23 @@ def test_log_events_in_the_operating_page_exist() -> None:
 def test_log_events_are_named_alike() -> None:
     """Lower case and underscores, so that nobody has to guess which."""
     assert [event for event in logged_in_code() if not re.fullmatch("[a-z]+(_[a-z]+)*", event)] == []
+
+
+def test_alerts_are_about_metrics_that_exist() -> None:
+    """With the labels that these have; and every reason and status in them is one of the API. An alert on another name never fires."""
+    known = {name: of for described in CATALOGUE.values() for name, of in described.items()}
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8")
+    expressions = re.findall(r"expr: (?:>-\n)?(.*?)\n +(?:for|labels):", rules, re.DOTALL)
+    assert len(expressions) == rules.count("- alert: ") > 5
+    for expression in expressions:
+        found = re.findall(r"(watertower_\w+)(?:\{(\w+)=~?\"([A-Za-z_|]+)\"\})?", expression)
+        assert found, expression
+        for name, label, values in found:
+            of = known[name.removesuffix("_bucket")]
+            assert (of.kind == "histogram") == name.endswith("_bucket"), name
+            assert not label or label in of.labels, (name, label)
+            if label == "reason":
+                assert set(values.split("|")) <= {reason.name for reason in Reason}
 
 
 def test_refusals_in_the_operating_page_exist() -> None:
