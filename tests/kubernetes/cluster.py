@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.commands import Ran
+from tests.docs.pages import blocks
 from watertower.client import SyncClient
 from watertower.clock import SystemClock
 from watertower.testing.engines.warden import Warden
@@ -17,7 +18,6 @@ from watertower.testing.service import NotInTime
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "deploy" / "test-cluster"
-CHART = ROOT / "deploy" / "helm" / "watertower"
 IMAGE = "localhost/watertower"
 
 COMMAND_S = 60.0
@@ -41,8 +41,14 @@ class Failed(AssertionError):
     """A command ended with another code than 0. Has what it said."""
 
 
+def page_block(part: str) -> str:
+    """The one block of docs/kubernetes.md in which `part` is."""
+    (found,) = [block.text for block in blocks(ROOT / "docs" / "kubernetes.md") if part in block.text]
+    return found.strip()
+
+
 def run(command: Sequence[object], stdin: str = "", timeout_s: float = COMMAND_S, environment: dict[str, str] | None = None) -> Ran:
-    """Runs it to its end, whatever that is."""
+    """Runs it in the repository to its end, whatever that is."""
     done = subprocess.run(
         [str(part) for part in command],
         input=stdin,
@@ -50,6 +56,7 @@ def run(command: Sequence[object], stdin: str = "", timeout_s: float = COMMAND_S
         text=True,
         timeout=timeout_s,
         check=False,
+        cwd=ROOT,
         env={**os.environ, **(environment or {})},
     )
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -118,6 +125,7 @@ class Cluster:
         self._helm = helm_program()
         self._environment = {
             "KUBECONFIG": found["KUBECONFIG"],
+            "PATH": os.pathsep.join([found["BIN"], str(Path(self._helm).parent), os.environ["PATH"]]),
             # Not the user's own: releases of other clusters, repositories, plugins.
             **{f"HELM_{name}_HOME": f"{found['STATE']}/helm" for name in ("CACHE", "CONFIG", "DATA")},
         }
@@ -140,13 +148,13 @@ class Cluster:
         """Makes or changes objects."""
         self.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
-    def try_helm(self, *arguments: object) -> Ran:
-        """What helm did, whatever that is."""
-        return run([self._helm, *arguments], "", ROLLOUT_S + COMMAND_S, self._environment)
+    def try_shell(self, script: str) -> Ran:
+        """What a script in which kubectl and helm are those of this cluster did, whatever that is."""
+        return run(["bash", "-euc", script], "", 2 * ROLLOUT_S, self._environment)
 
-    def helm(self, *arguments: object) -> str:
-        """What helm printed. Raises Failed."""
-        return said(self.try_helm(*arguments), ["helm", *arguments])
+    def shell(self, script: str) -> str:
+        """What it printed. Raises Failed."""
+        return said(self.try_shell(script), [script])
 
     # --- what is there
 
