@@ -92,17 +92,11 @@ def settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in said(run(command), command).splitlines())
 
 
-def why_not(found: dict[str, str]) -> str:
+def why_not() -> str:
     """Empty where the cluster can be started; else why it cannot."""
-    if os.geteuid():
-        return "the test cluster needs root"
-    if not Path(found["BIN"], "kube-proxy").exists() or not Path(found["BIN"], "coredns").exists():
-        return "the cluster's binaries are not built: run deploy/test-cluster/build.sh"
-    for program, package in {"containerd": "containerd", "runc": "runc", "nft": "nftables", "conntrack": "conntrack"}.items():
-        if shutil.which(program) is None:
-            return f"{program} is missing: install Debian's package {package}"
-    if not Path("/usr/lib/cni/bridge").exists():
-        return "the CNI plugins are missing: install Debian's package containernetworking-plugins"
+    checked = run([SCRIPTS / "up.sh", "--check"])
+    if checked.code:
+        return checked.err.strip()
     if shutil.which("docker") is None or run(["docker", "info"]).code:
         return "no Docker engine answers, to build the service's image"
     if not helm_program():
@@ -200,7 +194,7 @@ def running() -> Iterator[Cluster]:
     if Path(found["RUN"]).exists():
         yield Cluster(found)
         return
-    reason = why_not(found)
+    reason = why_not()
     if reason:
         raise Unavailable(reason)
     down = str(SCRIPTS / "down.sh")
