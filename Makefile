@@ -6,7 +6,7 @@ STUBS  := services/watertower/v1
 LOAD_REPORT ?= load-report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debut debut-cluster up load down chart test check lint types fast simulate storm kubernetes stubs stubs-check lock bench clean
+.PHONY: help setup debut debut-cluster up load down chart test check lint types fast simulate storm kubernetes autoscale stubs stubs-check lock bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,11 @@ kubernetes: setup ## install the chart in a real cluster on this machine, and ro
 	deploy/test-cluster/build.sh
 	deploy/test-cluster/tools.sh
 	$(BIN)/python -m pytest -s -m kubernetes tests/kubernetes
+
+autoscale: setup ## the same cluster with metrics-server: an autoscaler acts under load (minutes more to build)
+	deploy/test-cluster/build.sh metrics
+	deploy/test-cluster/tools.sh
+	METRICS=1 $(BIN)/python -m pytest -s -m autoscale tests/kubernetes
 
 bench: setup ## the figures of docs/performance.md (minutes)
 	$(BIN)/python -m benchmarks.service

@@ -6,7 +6,7 @@
 # NetworkPolicies are stored, and nothing enforces them.
 #
 # Needs root, an x86-64 Linux with cgroups, and Debian's containerd runc containernetworking-plugins iptables nftables conntrack openssl.
-# METRICS=1 also starts metrics-server (build.sh metrics).
+# METRICS=1 also starts metrics-server (build.sh metrics). `up.sh --check` only says what is missing.
 set -euo pipefail
 . "$(cd "$(dirname "$0")" && pwd)/env.sh"
 
@@ -273,6 +273,7 @@ node_ready() { [[ $(kubectl get node "$NODE" -o 'jsonpath={.status.conditions[?(
 # --- all of it
 
 check
+[[ ${1-} != --check ]] || exit 0
 umask 022
 mkdir -p "$STATE"/{pki,etcd,cni,kubelet,podlogs,containerd,opt,log,volumes} "$RUN"
 chmod 700 "$PKI" "$RUN"

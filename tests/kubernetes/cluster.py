@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.commands import Ran
+from tests.docs.pages import blocks
 from watertower.client import SyncClient
 from watertower.clock import SystemClock
 from watertower.testing.engines.warden import Warden
@@ -17,7 +18,6 @@ from watertower.testing.service import NotInTime
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "deploy" / "test-cluster"
-CHART = ROOT / "deploy" / "helm" / "watertower"
 IMAGE = "localhost/watertower"
 
 COMMAND_S = 60.0
@@ -41,8 +41,14 @@ class Failed(AssertionError):
     """A command ended with another code than 0. Has what it said."""
 
 
+def page_block(part: str) -> str:
+    """The one block of docs/kubernetes.md in which `part` is."""
+    (found,) = [block.text for block in blocks(ROOT / "docs" / "kubernetes.md") if part in block.text]
+    return found.strip()
+
+
 def run(command: Sequence[object], stdin: str = "", timeout_s: float = COMMAND_S, environment: dict[str, str] | None = None) -> Ran:
-    """Runs it to its end, whatever that is."""
+    """Runs it in the repository to its end, whatever that is."""
     done = subprocess.run(
         [str(part) for part in command],
         input=stdin,
@@ -50,6 +56,7 @@ def run(command: Sequence[object], stdin: str = "", timeout_s: float = COMMAND_S
         text=True,
         timeout=timeout_s,
         check=False,
+        cwd=ROOT,
         env={**os.environ, **(environment or {})},
     )
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -85,17 +92,11 @@ def settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in said(run(command), command).splitlines())
 
 
-def why_not(found: dict[str, str]) -> str:
+def why_not() -> str:
     """Empty where the cluster can be started; else why it cannot."""
-    if os.geteuid():
-        return "the test cluster needs root"
-    if not Path(found["BIN"], "kube-proxy").exists() or not Path(found["BIN"], "coredns").exists():
-        return "the cluster's binaries are not built: run deploy/test-cluster/build.sh"
-    for program, package in {"containerd": "containerd", "runc": "runc", "nft": "nftables", "conntrack": "conntrack"}.items():
-        if shutil.which(program) is None:
-            return f"{program} is missing: install Debian's package {package}"
-    if not Path("/usr/lib/cni/bridge").exists():
-        return "the CNI plugins are missing: install Debian's package containernetworking-plugins"
+    checked = run([SCRIPTS / "up.sh", "--check"])
+    if checked.code:
+        return checked.err.strip()
     if shutil.which("docker") is None or run(["docker", "info"]).code:
         return "no Docker engine answers, to build the service's image"
     if not helm_program():
@@ -118,6 +119,7 @@ class Cluster:
         self._helm = helm_program()
         self._environment = {
             "KUBECONFIG": found["KUBECONFIG"],
+            "PATH": os.pathsep.join([found["BIN"], str(Path(self._helm).parent), os.environ["PATH"]]),
             # Not the user's own: releases of other clusters, repositories, plugins.
             **{f"HELM_{name}_HOME": f"{found['STATE']}/helm" for name in ("CACHE", "CONFIG", "DATA")},
         }
@@ -140,13 +142,13 @@ class Cluster:
         """Makes or changes objects."""
         self.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
-    def try_helm(self, *arguments: object) -> Ran:
-        """What helm did, whatever that is."""
-        return run([self._helm, *arguments], "", ROLLOUT_S + COMMAND_S, self._environment)
+    def try_shell(self, script: str) -> Ran:
+        """What a script in which kubectl and helm are those of this cluster did, whatever that is."""
+        return run(["bash", "-euc", script], "", 2 * ROLLOUT_S, self._environment)
 
-    def helm(self, *arguments: object) -> str:
-        """What helm printed. Raises Failed."""
-        return said(self.try_helm(*arguments), ["helm", *arguments])
+    def shell(self, script: str) -> str:
+        """What it printed. Raises Failed."""
+        return said(self.try_shell(script), [script])
 
     # --- what is there
 
@@ -192,7 +194,7 @@ def running() -> Iterator[Cluster]:
     if Path(found["RUN"]).exists():
         yield Cluster(found)
         return
-    reason = why_not(found)
+    reason = why_not()
     if reason:
         raise Unavailable(reason)
     down = str(SCRIPTS / "down.sh")

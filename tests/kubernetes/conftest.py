@@ -16,9 +16,9 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them are run by `make kubernetes` only."""
+    """All of them are run by `make kubernetes` only, or by `make autoscale`."""
     for item in items:
-        if _HERE in item.path.parents:
+        if _HERE in item.path.parents and not item.get_closest_marker("autoscale"):
             item.add_marker("kubernetes")
 
 

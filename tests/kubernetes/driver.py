@@ -26,18 +26,24 @@ REPEAT_S, REPEATS_MAX = 0.5, 120
 
 
 class Reads:
-    """What became of the reads of one reader, by the second in which they were due."""
+    """What became of the reads of one reader, by the second in which they were due, and how late the reader itself was."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.by_second: dict[int, tuple[list[float], Counter[str]]] = {}
+        self.by_second: dict[int, tuple[list[float], list[float], Counter[str]]] = {}
 
-    def note(self, due_s: float, took_s: float, error: str) -> None:
-        latencies_ms, errors = self.by_second.setdefault(int(due_s), ([], Counter()))
+    def note(self, due_s: float, sent_s: float, error: str) -> None:
+        took_s = time.time() - due_s
+        late_ms, latencies_ms, errors = self.by_second.setdefault(int(due_s), ([], [], Counter()))
+        late_ms.append(round((sent_s - due_s) * 1e3, 1))
         if error:
             errors[error] += 1
         else:
             latencies_ms.append(round(took_s * 1e3, 1))
+
+
+def named(error: ClientError) -> str:
+    return error.reason or (error.status.name if error.status else type(error).__name__)
 
 
 def moment(at_s: float) -> datetime:
@@ -76,7 +82,7 @@ async def main() -> None:
                 try:
                     await client.record_many([event])
                 except ClientError as error:
-                    writes[f"{error.status}/{error.reason}"] += 1
+                    writes[named(error)] += 1
                     await asyncio.sleep(REPEAT_S)
                 else:
                     writes["acknowledged"] += 1
@@ -94,15 +100,16 @@ async def main() -> None:
 
         def reading(reads: Reads, by: Client) -> Callable[[int, float], Awaitable[None]]:
             async def read(number: int, due_s: float) -> None:
+                sent_s = time.time()
                 try:
                     if number % 10 == 9:  # one read in ten is of the store
                         await by.check(f"fan-{number}", [STAR])
                     else:
                         await by.counts(STAR if number % 2 else f"fan-{number}")
                 except ClientError as error:
-                    reads.note(due_s, time.time() - due_s, f"{error.status}/{error.reason}")
+                    reads.note(due_s, sent_s, named(error))
                 else:
-                    reads.note(due_s, time.time() - due_s, "")
+                    reads.note(due_s, sent_s, "")
 
             return read
 
@@ -112,8 +119,8 @@ async def main() -> None:
             paced(READS_PER_S, stop, reading(raw, bare)),
         )
     for reads in (normal, raw):
-        for second, (latencies_ms, errors) in sorted(reads.by_second.items()):
-            print(json.dumps({"reads": reads.name, "second": second, "latencies_ms": latencies_ms, "errors": errors}))
+        for second, (late_ms, latencies_ms, errors) in sorted(reads.by_second.items()):
+            print(json.dumps({"reads": reads.name, "second": second, "late_ms": late_ms, "latencies_ms": latencies_ms, "errors": errors}))
     followers = [number for number, follows in acknowledged.items() if follows]
     print(json.dumps({"accounts": len(acknowledged), "followers": sorted(followers), "writes": writes}), flush=True)
 

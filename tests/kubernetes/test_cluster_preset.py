@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.commands import assert_audit_is_clean, options, watertower
-from tests.kubernetes.cluster import CHART, IMAGE, ROOT, Cluster, eventually, ready
+from tests.kubernetes.cluster import IMAGE, ROOT, Cluster, eventually, page_block, ready
 from tests.kubernetes.debut import Debut
 from watertower.client import Kind, SyncClient
 from watertower.testing.engines import CassandraEngine, KafkaEngine
@@ -18,25 +18,25 @@ NAMESPACE = RELEASE = "watertower"
 ROLES = ("ingest", "projector", "query")
 DEPLOYMENTS = [f"deployment/{RELEASE}-{role}" for role in ROLES]
 PARTITIONS = 16
+UPGRADE = "helm upgrade watertower deploy/helm/watertower --namespace watertower --reset-then-reuse-values"
 QUIET_FOLLOWERS = 1_500
+HPA_CPU_PERCENT = 20
+"""Of what a pod requests: below what the debut takes, above what an idle pod does."""
 STAR = "star"
 LOAD_JOB = ROOT / "deploy" / "examples" / "load-job.yaml"
 LOAD_FOLLOWERS = 3_000
 
 
 @pytest.fixture(scope="module")
-def values(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> list[str]:
-    """Of the preset: two pods of each role, on one broker and one node, with requests that two cores can hold."""
-    small = [f"{part}.resources.requests.cpu=20m" for part in (*ROLES, "setup")]
-    engines = [
-        f"kafka.bootstrapServers={near_kafka.bootstrap_servers}",
-        "kafka.securityProtocol=plaintext,kafka.user=,kafka.passwordSecret.name=,kafka.caSecret.name=,kafka.replicationFactor=1",
-        f"cassandra.contactPoints={near_cassandra.contact_points}",
-        f"cassandra.localDatacenter={near_cassandra.local_datacenter},cassandra.replication={near_cassandra.local_datacenter}:1",
-        "cassandra.user=,cassandra.passwordSecret.name=",
-        f"image.pullPolicy=Never,partitions={PARTITIONS}",
-    ]
-    return ["-f", str(CHART / "presets" / "cluster.yaml"), *(word for value in (*engines, *small) for word in ("--set", value))]
+def install(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> str:
+    """The command of the page, with these engines, and with requests that two cores can hold."""
+    command = page_block("presets/cluster.yaml").replace("kafka.example:9092", near_kafka.bootstrap_servers)
+    command = command.replace("cassandra.example:9042", near_cassandra.contact_points)
+    assert near_kafka.bootstrap_servers in command
+    assert near_cassandra.contact_points in command
+    # What is requested is also each pod's share of the cores, beside the engines and the cluster itself.
+    small = ",".join([*(f"{role}.resources.requests.cpu=150m" for role in ROLES), "setup.resources.requests.cpu=50m"])
+    return f"{command} --set image.pullPolicy=Never,{small}"
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def settings(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> dict[s
 
 
 @pytest.fixture(scope="module")
-def installed(cluster: Cluster, values: list[str]) -> Iterator[Cluster]:
+def installed(cluster: Cluster, install: str) -> Iterator[Cluster]:
     """The release, ready."""
-    cluster.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--create-namespace", *values, "--wait", "--timeout", "180s")
+    cluster.shell(install)
     try:
         yield cluster
     finally:
-        cluster.try_helm("uninstall", RELEASE, "-n", NAMESPACE, "--ignore-not-found", "--wait")
+        cluster.try_shell("helm uninstall watertower --namespace watertower --ignore-not-found --wait")
         cluster.try_kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", timeout_s=90.0)
 
 
@@ -70,7 +70,7 @@ def client(installed: Cluster) -> Iterator[SyncClient]:
 
 
 @pytest.mark.timeout(600)
-def test_a_debut_goes_on(installed: Cluster, client: SyncClient, values: list[str], settings: dict[str, object]) -> None:
+def test_a_debut_goes_on(installed: Cluster, client: SyncClient, settings: dict[str, object]) -> None:
     """Upgrades, deleted and evicted pods, more and fewer projectors: nothing acknowledged is lost or doubled, no read fails for good."""
     cluster = installed
     debut = Debut(cluster, NAMESPACE, RELEASE)
@@ -79,12 +79,11 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, values: list[st
         eventually(lambda: counted(client) > 300, "a count of 300 while it goes on")
     with debut.phase("quiet"):
         wait_more(client, QUIET_FOLLOWERS)
-    with debut.phase("helm upgrade"):
-        cluster.helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *values, "--set", "image.tag=2", "--wait", "--timeout", "180s")
-        cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
+    with debut.phase("upgrade"):
+        cluster.shell(page_block("image.tag=2,ingest.image.tag=1"))
         for role in ROLES:
             pods = cluster.pods(NAMESPACE, selector(role))
-            assert [pod["spec"]["containers"][0]["image"][-2:] for pod in pods] == [":2", ":2"]
+            assert {pod["spec"]["containers"][0]["image"] for pod in pods if ready(pod)} == {f"{IMAGE}:2"}
     with debut.phase("a pod of each role deleted"):
         for role in ROLES:
             cluster.kubectl("-n", NAMESPACE, "delete", "pod", names(cluster, role)[0], "--wait=false")
@@ -99,7 +98,7 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, values: list[st
             assert "disruption budget" in refused.err
         wait_ready(cluster)
     with debut.phase("projector 2 -> 1 -> 3 -> 1"):
-        for replicas in (1, 3, 1):
+        for replicas in 1, 3, 1:
             cluster.kubectl("-n", NAMESPACE, "scale", DEPLOYMENTS[1], f"--replicas={replicas}")
             cluster.wait_rolled_out(NAMESPACE, DEPLOYMENTS[1])
             wait_more(client, 100)
@@ -142,29 +141,72 @@ def test_the_load_test_runs_as_a_job(installed: Cluster) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_another_number_of_partitions_is_refused(installed: Cluster, values: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("ingest.replicaz=3", "replicaz"),
+        ("query.replicas=-1", "/query/replicas"),
+        ("kafka.user=me", "kafka.user"),
+        ("settings.no_such=1", "no_such"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(installed: Cluster, wrong: str, said: str) -> None:
+    """Before anything is changed; the message names the value."""
+    before = installed.objects(NAMESPACE)
+    refused = installed.try_shell(f"{UPGRADE} --set {wrong}")
+    assert refused.code != 0
+    assert said in refused.err
+    assert installed.objects(NAMESPACE) == before
+
+
+@pytest.mark.timeout(300)
+def test_the_commands_of_the_page_scale_and_restart(installed: Cluster) -> None:
+    """Three of query and projector by an upgrade; every pod anew by a restart."""
+    installed.shell(page_block("query.replicas=3"))
+    assert [len(installed.pods(NAMESPACE, selector(role))) for role in ROLES] == [2, 3, 3]
+    old = {pod["metadata"]["name"] for role in ROLES for pod in installed.pods(NAMESPACE, selector(role))}
+    installed.shell(page_block("kubectl rollout restart"))
+    installed.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
+    assert not old & {pod["metadata"]["name"] for role in ROLES for pod in installed.pods(NAMESPACE, selector(role))}
+
+
+@pytest.mark.timeout(300)
+def test_another_number_of_partitions_is_refused(installed: Cluster, install: str) -> None:
     """By the chart for a release that is there, by the service for one that is new on the same topics: its log says what to do."""
-    changed = [*values, "--set", f"partitions={PARTITIONS // 2}"]
-    refused = installed.try_helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *changed)
+    refused = installed.try_shell(f"{UPGRADE} --set partitions={PARTITIONS // 2}")
     assert refused.code != 0
     assert f"partitions: this release has {PARTITIONS}" in refused.err
     other = "other"
-    started = installed.try_helm("install", other, CHART, "-n", NAMESPACE, *changed, "--timeout", "60s")
+    started = installed.try_shell(f"{install.replace('helm install watertower', f'helm install {other}')},partitions={PARTITIONS // 2}")
     try:
         assert started.code != 0
         log = installed.kubectl("-n", NAMESPACE, "logs", "-l", f"job-name={other}-watertower-topics", "--tail=-1")
         print(log.strip().splitlines()[-1])
         assert "partitions" in log
     finally:
-        installed.helm("uninstall", other, "-n", NAMESPACE)
+        installed.shell(f"helm uninstall {other} --namespace {NAMESPACE}")
         installed.kubectl("-n", NAMESPACE, "delete", "job", "-l", f"app.kubernetes.io/instance={other}", "--ignore-not-found")
+
+
+@pytest.mark.autoscale
+@pytest.mark.timeout(600)
+def test_an_autoscaler_acts(installed: Cluster, client: SyncClient) -> None:
+    """With metrics-server: query gets a third pod under load, and gives it back."""
+    installed.shell(f"{UPGRADE} --wait --set query.autoscaling.enabled=true,query.autoscaling.cpuPercent={HPA_CPU_PERCENT}")
+    debut = Debut(installed, NAMESPACE, RELEASE)
+    debut.start()
+    with debut.phase("more pods"):
+        eventually(lambda: sum(map(ready, installed.pods(NAMESPACE, selector("query")))) > 2, "a third pod of query")
+    debut.stop()
+    print(debut.table())
+    eventually(lambda: len(installed.pods(NAMESPACE, selector("query"))) == 2, "two pods of query", 300.0)
 
 
 @pytest.mark.timeout(300)
 def test_uninstalling_leaves_nothing(installed: Cluster) -> None:
     """No object of any kind."""
     assert len(installed.objects(NAMESPACE)) > 10
-    installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    installed.shell(page_block("helm uninstall"))
     eventually(lambda: not installed.objects(NAMESPACE), "an empty namespace", 60.0)
 
 

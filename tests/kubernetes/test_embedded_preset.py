@@ -9,16 +9,14 @@ import grpc
 import pytest
 
 from tests.calls import follow, read_counts, reading, record, writing
-from tests.kubernetes.cluster import CHART, Cluster, eventually, ready
+from tests.kubernetes.cluster import Cluster, eventually, page_block, ready
 from watertower.client import Event, Kind
 
 NAMESPACE = "embedded"
 RELEASE = "watertower"
 POD = f"{RELEASE}-0"
-VALUES = [
-    *("-f", str(CHART / "presets" / "embedded.yaml"), "--set", "image.pullPolicy=Never"),
-    *(word for role in ("ingest", "projector", "query") for word in ("--set", f"{role}.resources.requests.cpu=20m")),
-]
+VALUES = "--set image.pullPolicy=Never" + "".join(f",{role}.resources.requests.cpu=100m" for role in ("ingest", "projector", "query"))
+UNINSTALL = f"helm uninstall {RELEASE} --namespace {NAMESPACE} --wait"
 FANS = [f"fan-{number}" for number in range(2_000)]
 LOOK_S = 0.05
 ATTEMPT_S = 1.0
@@ -34,7 +32,7 @@ def installed(cluster: Cluster) -> Iterator[Cluster]:
         wait_counted(cluster)
         yield cluster
     finally:
-        cluster.try_helm("uninstall", RELEASE, "-n", NAMESPACE, "--ignore-not-found", "--wait")
+        cluster.try_shell(f"{UNINSTALL} --ignore-not-found")
         cluster.try_kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", timeout_s=90.0)
 
 
@@ -57,10 +55,10 @@ def test_data_outlive_the_pod(installed: Cluster) -> None:
 @pytest.mark.timeout(300)
 def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Cluster) -> None:
     """Uninstalling leaves the claim only. On it, a release with other partitions is refused, and one with the same has the data."""
-    installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    installed.shell(UNINSTALL)
     eventually(lambda: installed.objects(NAMESPACE) == {f"persistentvolumeclaim/data-{POD}"}, "nothing but the claim", 60.0)
 
-    installed.helm("install", RELEASE, CHART, "-n", NAMESPACE, *VALUES, "--set", "partitions=4")
+    installed.shell(f"{install_command().replace('--wait', '')},partitions=4")
 
     def refusal() -> str:
         for previous in ((), ("--previous",)):
@@ -70,13 +68,18 @@ def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Clust
         return ""
 
     print(f"refused at start: {eventually(refusal, 'the log says why', 90.0)}")
-    installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    installed.shell(UNINSTALL)
     install(installed)
     wait_counted(installed)
 
 
+def install_command() -> str:
+    """That of the page, in a namespace of this test's own."""
+    return f"{page_block('presets/embedded.yaml').replace('--namespace watertower', f'--namespace {NAMESPACE}')} {VALUES}"
+
+
 def install(cluster: Cluster) -> None:
-    cluster.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--create-namespace", *VALUES, "--wait", "--timeout", "180s")
+    cluster.shell(install_command())
 
 
 def new_pod_ready(cluster: Cluster, before: str) -> bool:

@@ -23,6 +23,10 @@ RECONNECT_MS_MAX = 1_000
 CONNECT_TIMEOUT_MS = 5_000
 """ms that one attempt to connect may take, name, handshakes and all."""
 
+RESOLVE_MS_MIN = 1_000
+"""ms between two questions for the addresses of a name. gRPC's own 30 s are longer than an orchestrator takes to replace every process: all
+addresses that a client knows would be gone, and it would not ask for the new ones."""
+
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),  # ours are counted, jittered and bounded
     # Every address of the name takes its turn; a process that is away is passed by.
@@ -33,6 +37,7 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # for all its name, it is that
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+    ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS_MIN),
     # A client's connections are its own: closing one client, or a backoff of one, is nothing to another.
     ("grpc.use_local_subchannel_pool", 1),
 )
