@@ -60,6 +60,11 @@ def refusal(preset: str, *options: object) -> str:
     return ran.err
 
 
+def upgraded(kubeconfig: Path, preset: str, *options: object, release: str = "watertower") -> Ran:
+    """What `helm template` does where `lookup` finds what an API server has."""
+    return _template(preset, ("--dry-run=server", "--kubeconfig", kubeconfig, *options), release)
+
+
 def parsed(text: str) -> list[Any]:
     """Every document of a YAML text."""
     done = subprocess.run([cached("tools.sh") / "yaml2json"], input=text, capture_output=True, text=True, timeout=RUN_S, check=False)
@@ -146,5 +151,5 @@ def write() -> None:
 
 
 @lru_cache
-def _template(preset: str, options: tuple[object, ...]) -> Ran:
-    return helm("template", "watertower", CHART, "--namespace", "watertower", "--values", CHART / "presets" / f"{preset}.yaml", *options)
+def _template(preset: str, options: tuple[object, ...], release: str = "watertower") -> Ran:
+    return helm("template", release, CHART, "--namespace", "watertower", "--values", CHART / "presets" / f"{preset}.yaml", *options)
