@@ -74,7 +74,7 @@ class DataFolder(NamedTuple):
 
     @property
     def readers_path(self) -> Path:
-        """Scratch of those that read the store: `query-PID`, `scan-PID-*` and `backup-PID-*`. Made when it is needed."""
+        """Scratch of those that read the store (bootstrap/scratch.py). Made when it is needed."""
         return self.path / "readers"
 
     @property

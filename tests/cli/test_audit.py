@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import random
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from watertower.audit import (
     Totals,
 )
 from watertower.backends.rocksdb import RocksDbStore
+from watertower.bootstrap.scratch import scratch
 from watertower.cli.options import opened_scanner
 from watertower.core.model import Kind, ListChange, Metric, Shard
 from watertower.core.sharding import partition_of
@@ -271,17 +271,18 @@ def test_a_folder_that_is_none(tmp_path: Path, watertower: Watertower) -> None:
 
 
 def test_scratch_of_the_dead_is_removed(tmp_path: Path) -> None:
-    """What a killed query process, audit or export left goes with the next start; what belongs to the living, or to others, stays."""
-    ended = subprocess.Popen(["true"])
-    ended.wait()
+    """What a killed query process, audit, export or backup left goes with the next start, whoever has its process id by now (1 is always
+    there); what belongs to the living, or to others, stays."""
     folder = open_or_create(tmp_path / "data", PARTITIONS)
     RocksDbStore(folder.store_path, StoreIdentity(folder.identity, folder.generation), 1 << 20, 1 << 20, 10).close()
-    dead = [f"query-{ended.pid}", f"scan-{ended.pid}-x_1"]
-    others = [f"query-{os.getpid()}", f"scan-{os.getpid()}-x_1", "query-me", f"{ended.pid}"]
-    for name in (*dead, *others):
-        (folder.readers_path / name / "within").mkdir(parents=True)
-    with opened_scanner(folder.path):
-        pass
+    dead = ["query-1", f"query-{os.getpid()}-x", "scan-1-x_1", "backup-1-x"]
+    others = ["query-me", "1"]
+    with scratch(folder.readers_path, "query") as alive:
+        for name in (*dead, *others):
+            (folder.readers_path / name / "within").mkdir(parents=True)
+        with opened_scanner(folder.path):
+            pass
+        assert sorted(path.name for path in folder.readers_path.iterdir()) == sorted([*others, alive.name])
     assert sorted(path.name for path in folder.readers_path.iterdir()) == sorted(others)
 
 

@@ -6,7 +6,9 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from watertower.backends import rocksdb_copy
 from watertower.backends.rocksdb import RocksDbStore
 from watertower.backends.sqlite import SqliteLogReader, SqliteLogWriter
 from watertower.bootstrap import backup as backup_module
+from watertower.bootstrap import embedded
 from watertower.bootstrap.backup import Backup, backup
 from watertower.codec import encode_batch
 from watertower.config import ProjectorSettings
@@ -276,14 +279,71 @@ def test_what_a_dead_backup_left_is_removed(folder: Folder, tmp_path: Path) -> N
     part = tmp_path / "copy.part"
     (part / "store").mkdir(parents=True)
     (part / "log.sqlite").write_text("half")
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    links = folder.path / "readers" / f"backup-{dead.pid}-x"
+    links = folder.path / "readers" / "backup-1-x"  # somebody has that process id
     links.mkdir(parents=True)
     os.link(folder.path / "log.sqlite", links / "1.log")
     assert followers(backup(folder.path, tmp_path / "copy").path) == 100
     assert left(folder, tmp_path / "other") == []
     assert not part.exists()
+
+
+@pytest.fixture
+def foreign_pid(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The process id of this process, as if it ran in another container: here nobody has it."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(os, "getpid", lambda: ended.pid)
+    return ended.pid
+
+
+def test_a_reader_in_another_container_leaves_a_backup_alone(
+    folder: Folder, tmp_path: Path, meanwhile: Callable[..., None], foreign_pid: int
+) -> None:
+    """It does not know the backup's process, and the links stay."""
+    seen: list[str] = []
+
+    def read() -> None:
+        with bootstrap.opened_scanner(config.load({"data": folder.path})):
+            seen.extend(path.name for path in folder.path.glob("readers/backup-*"))
+
+    meanwhile("backup.after_log", read)
+    assert followers(backup(folder.path, tmp_path / "copy").path) == 100
+    assert len(seen) == 1
+    assert seen[0].startswith(f"backup-{foreign_pid}-")
+
+
+@pytest.mark.parametrize("kind", ["query", "scan"])
+def test_a_backup_leaves_a_reader_in_another_container_alone(folder: Folder, tmp_path: Path, foreign_pid: int, kind: str) -> None:
+    """It does not know the reader's process either."""
+    settings = config.load({"data": folder.path, "partitions": PARTITIONS})
+    with ExitStack() as opened:
+        embedded.query_side(settings, opened) if kind == "query" else embedded.scanner(settings, opened)
+        (own,) = folder.path.glob("readers/*")
+        assert own.name.startswith(f"{kind}-{foreign_pid}")
+        there = sorted(own.rglob("*"))
+        backup(folder.path, tmp_path / "copy")
+        assert sorted(own.rglob("*")) == there
+    assert left(folder, tmp_path / "other") == []
+
+
+def test_a_backup_whose_files_were_removed_is_none(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the check that the copies go together, too: a start on it would be refused."""
+    folder.store._opened().flush()
+    check = backup_module._check_together
+    removed: list[str] = []
+
+    def disturbed(*arguments: Any) -> dict[int, int]:
+        ends = check(*arguments)
+        table = next(folder.path.glob("readers/backup-*/store/*.sst"))
+        table.unlink()
+        removed.append(table.name)
+        return ends
+
+    monkeypatch.setattr(backup_module, "_check_together", disturbed)
+    with pytest.raises(BackendUnavailable, match="removed files of the backup while it was made") as refused:
+        backup(folder.path, tmp_path / "copy")
+    assert removed[0] in str(refused.value)
+    assert left(folder, tmp_path / "copy") == []
 
 
 @pytest.fixture

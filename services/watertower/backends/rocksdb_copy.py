@@ -12,7 +12,7 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from watertower.backends import cells
 from watertower.backends import rocksdb_keys as keys
@@ -28,6 +28,13 @@ _TABLE = re.compile(r"\d+\.sst")
 _WRITE_AHEAD_LOG = re.compile(r"\d+\.log")
 _CACHE_BYTES = 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
+
+
+class StoreCopy(NamedTuple):
+    """What a copy of the store is."""
+
+    progress: dict[int, Progress]  # how far it is applied, by partition
+    files: frozenset[str]  # names of all that belongs to it
 
 
 def copy_store(path: Path, into: Path) -> None:
@@ -55,8 +62,8 @@ def copy_store(path: Path, into: Path) -> None:
     (into / "CURRENT").write_text(before[0] + "\n")
 
 
-def drop_dead_tables(copy: Path, scratch: Path, identity: StoreIdentity) -> dict[int, Progress]:
-    """Opens a copy as a reader would and removes the tables that it does not name. Returns how far it is applied, by partition.
+def drop_dead_tables(copy: Path, scratch: Path, identity: StoreIdentity) -> StoreCopy:
+    """Opens a copy as a reader would and removes the tables that it does not name. Returns what the copy is then.
 
     What the owner was just writing is linked, too. A later owner of the copy might take the same name for a table of its own, and would
     write into that of the owner. `scratch` is a folder for this call alone. Raises BackendUnavailable, StartRefused (see
@@ -70,10 +77,13 @@ def drop_dead_tables(copy: Path, scratch: Path, identity: StoreIdentity) -> dict
     finally:
         db.close()
         shutil.rmtree(scratch, ignore_errors=True)
+    files = set(alive)
     for file in copy.iterdir():
-        if _TABLE.fullmatch(file.name) and file.name not in alive:
+        if not _TABLE.fullmatch(file.name):
+            files.add(file.name)
+        elif file.name not in alive:
             file.unlink()
-    return progress
+    return StoreCopy(progress, frozenset(files))
 
 
 def _link(path: Path, into: Path, manifest_name: str) -> dict[str, int]:

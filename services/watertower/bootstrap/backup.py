@@ -12,17 +12,16 @@ import errno
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from watertower import failpoints
-from watertower.backends.rocksdb_copy import copy_store, drop_dead_tables
+from watertower.backends.rocksdb_copy import StoreCopy, copy_store, drop_dead_tables
 from watertower.backends.sqlite import SqliteLogReader
 from watertower.backends.sqlite_copy import LogCopier
-from watertower.bootstrap.embedded import remove_scratch_of_the_dead
+from watertower.bootstrap.scratch import scratch
 from watertower.core.model import Progress
 from watertower.datafolder import MARKER, DataFolder, open_existing, sync_folder
 from watertower.errors import BackendUnavailable, BackupRefused, StartRefused
@@ -58,7 +57,7 @@ def backup(data: Path, target: Path) -> Backup:
     folder = open_existing(data)
     _check_target(folder, target)
     try:
-        with _unfinished(target) as part, _stage(folder) as stage:
+        with _unfinished(target) as part, scratch(folder.readers_path, "backup") as stage:
             made = _make(folder, stage, part)
             failpoints.reach("backup.after_files")
             if os.path.lexists(target):
@@ -72,30 +71,31 @@ def backup(data: Path, target: Path) -> Backup:
 
 
 def _make(folder: DataFolder, stage: Path, part: Path) -> Backup:
-    progress, ends = _copy_both(folder, stage, part)
-    store = stage / "store"
+    store = stage / "store"  # beside the original, where files can be linked
+    copy, ends = _copy_both(folder, stage, part)
     if _apart(stage, part):
         _check_space(part, sum(file.stat().st_size for file in store.iterdir()))
     moved = part / folder.store_path.name
     moved.mkdir(mode=0o700)
     for file in store.iterdir():
         _move(file, moved / file.name)
+    _check_whole(moved, copy.files)
     total = linked = 0
-    for copy in (part / folder.log_path.name, *moved.iterdir()):
-        status = copy.stat()
+    for file in (part / folder.log_path.name, *moved.iterdir()):
+        status = file.stat()
         total += status.st_size
         linked += status.st_size if status.st_nlink > 1 else 0
-        _sync(copy)
+        _sync(file)
     sync_folder(moved)
     marker = part / MARKER  # last: without it, it is no data folder
     shutil.copyfile(folder.path / MARKER, marker)
     _sync(marker)
     sync_folder(part)
-    return Backup(part, {partition: row.end for partition, row in progress.items()}, ends, total, linked)
+    return Backup(part, {partition: row.end for partition, row in copy.progress.items()}, ends, total, linked)
 
 
-def _copy_both(folder: DataFolder, stage: Path, part: Path) -> tuple[dict[int, Progress], dict[int, int]]:
-    """Copies of store and log that go together. Returns how far the store is applied, and up to where the log goes."""
+def _copy_both(folder: DataFolder, stage: Path, part: Path) -> tuple[StoreCopy, dict[int, int]]:
+    """Copies of store and log that go together. Returns what the store's is, and up to where the log goes."""
     store, log = stage / "store", part / folder.log_path.name
     attempts = COPY_ATTEMPTS_MAX
     with ExitStack() as opened:
@@ -108,9 +108,9 @@ def _copy_both(folder: DataFolder, stage: Path, part: Path) -> tuple[dict[int, P
             failpoints.reach("backup.after_store")
             copier.copy(log)
             failpoints.reach("backup.after_log")
-            progress = drop_dead_tables(store, stage / "reader", StoreIdentity(folder.identity, folder.generation))
+            copy = drop_dead_tables(store, stage / "reader", StoreIdentity(folder.identity, folder.generation))
             try:
-                return progress, _check_together(folder, log, progress)
+                return copy, _check_together(folder, log, copy.progress)
             except StartRefused as error:
                 if attempts == 0:
                     raise StartRefused(
@@ -129,6 +129,12 @@ def _check_together(folder: DataFolder, log: Path, progress: dict[int, Progress]
         return reader.ends(partitions)
     finally:
         reader.close()
+
+
+def _check_whole(moved: Path, files: frozenset[str]) -> None:
+    """That what was opened and held against the log is what is there now. Raises BackendUnavailable."""
+    if missing := sorted(files - set(os.listdir(moved))):
+        raise BackendUnavailable(f"something removed files of the backup while it was made ({missing[0]}): make it again")
 
 
 # --- the target
@@ -168,18 +174,6 @@ def _unfinished(target: Path) -> Iterator[Path]:
                 shutil.rmtree(part, ignore_errors=True)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _stage(folder: DataFolder) -> Iterator[Path]:
-    """A folder beside the store, where files can be linked. Gone at the end."""
-    folder.readers_path.mkdir(mode=0o700, exist_ok=True)
-    remove_scratch_of_the_dead(folder.readers_path)
-    stage = Path(tempfile.mkdtemp(prefix=f"backup-{os.getpid()}-", dir=folder.readers_path))
-    try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _apart(stage: Path, part: Path) -> bool:

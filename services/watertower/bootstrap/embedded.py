@@ -1,9 +1,5 @@
 """The back ends of one data folder: the log in SQLite, the store and the counts feed in RocksDB."""
 
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +7,11 @@ from pathlib import Path
 from watertower.backends.rocksdb import RocksDbScanner, RocksDbStore
 from watertower.backends.rocksdb_follower import RocksDbFollower
 from watertower.backends.sqlite import SqliteLogReader, SqliteLogWriter
+from watertower.bootstrap.scratch import scratch
 from watertower.clock import SystemClock
 from watertower.config import Settings
 from watertower.datafolder import DataFolder, open_existing, open_or_create
+from watertower.errors import BackendUnavailable
 from watertower.ports import CountsFeed, FeedReader, LogReader, LogWriter, Store, StoreIdentity, StoreReader, StoreScanner
 
 
@@ -53,8 +51,7 @@ def projector_side(settings: Settings, opened: ExitStack, beat: Callable[[], Non
 def query_side(settings: Settings, opened: ExitStack) -> tuple[StoreReader, FeedReader]:
     """The store and the feed, for any number of query processes."""
     folder = _folder(settings)
-    remove_scratch_of_the_dead(folder.readers_path)
-    own = folder.readers_path / f"query-{os.getpid()}"
+    own = _scratch(folder, "query", opened)
     reader = RocksDbFollower(folder.store_path, own, _store_identity(folder), block_cache_bytes=settings.projector.block_cache_bytes)
     opened.callback(reader.close)
     return reader, reader
@@ -63,11 +60,7 @@ def query_side(settings: Settings, opened: ExitStack) -> tuple[StoreReader, Feed
 def scanner(settings: Settings, opened: ExitStack) -> StoreScanner:
     """All rows of the folder as of now."""
     folder = open_existing(settings.service.data)
-    folder.readers_path.mkdir(mode=0o700, exist_ok=True)
-    remove_scratch_of_the_dead(folder.readers_path)
-    own = Path(tempfile.mkdtemp(prefix=f"scan-{os.getpid()}-", dir=folder.readers_path))
-    opened.callback(shutil.rmtree, own, ignore_errors=True)
-    rows = RocksDbScanner(folder.store_path, own, _store_identity(folder))
+    rows = RocksDbScanner(folder.store_path, _scratch(folder, "scan", opened), _store_identity(folder))
     opened.callback(rows.close)
     return rows
 
@@ -80,16 +73,9 @@ def _store_identity(folder: DataFolder) -> StoreIdentity:
     return StoreIdentity(folder.identity, folder.generation)
 
 
-def remove_scratch_of_the_dead(readers: Path) -> None:
-    """A secondary instance keeps a small folder of its own, and a backup one with links, named after its process; a killed process
-    leaves it behind."""
-    for left in readers.glob("*"):
-        owner = re.fullmatch(r"(?:query|scan|backup)-(\d+)(?:-.*)?", left.name)
-        if owner is None:
-            continue
-        try:
-            os.kill(int(owner[1]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:
-            continue  # alive, of another user
+def _scratch(folder: DataFolder, kind: str, opened: ExitStack) -> Path:
+    """A place for a secondary instance, until `opened` ends. It makes and removes that folder itself, so the lock is on the one above."""
+    try:
+        return opened.enter_context(scratch(folder.readers_path, kind)) / "instance"
+    except OSError as error:
+        raise BackendUnavailable(f"{folder.readers_path} cannot be written: {error.strerror}") from error
