@@ -173,6 +173,7 @@ def test_events_between_the_tables(own_kafka: KafkaEngine, own_cassandra: Cassan
         assert "what lies between is lost" in projector.log_tail()
 
 
+@pytest.mark.storm
 def test_a_backup_in_another_order_is_none(own_kafka: KafkaEngine, own_cassandra: CassandraEngine, tmp_path: Path) -> None:
     """Derived rows first and progress last: the projector believes counted what the rows lack. The audit shows it, and the first event on
     such an edge stops its partition."""
