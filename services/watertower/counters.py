@@ -41,7 +41,8 @@ class CallCounters:
         """By the name of the errors.Reason."""
         self.durations = {method: Durations(CALL_BOUNDS_S) for method in methods}
         for method in (*methods, *streams):
-            self.ended[method, "OK"] = 0  # a rate needs a beginning
+            # What begins with 1 has not increased: the first fault would raise no alert.
+            self.ended[method, "OK"] = self.ended[method, "INTERNAL"] = 0
 
     def end(self, method: str, code: str, seconds: float, reason: str = "") -> None:
         """A call is over. `seconds` since the process turned to it; `reason` where it was refused."""

@@ -1,8 +1,9 @@
 """The gRPC health service of a process that does not serve an API, or not yet, and the question to any process how it is."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -21,6 +22,10 @@ HEALTH_CALLS_MAX = 100
 """Calls that this server has not answered, watches of the health service aside; more are refused by the transport."""
 
 
+def _always() -> bool:
+    return True
+
+
 class HealthServer:
     """Answers whether the process is ready and alive, from a thread of its own: not ready until told so, alive unless told how to look."""
 
@@ -35,7 +40,7 @@ class HealthServer:
         self.port = port
         self._host, self._handlers, self._options = host, handlers, options
         self._health = HealthServicer()
-        self._alive: Callable[[], bool] = lambda: True
+        self._alive: Callable[[], bool] = _always
         self._server: grpc.Server | None = None
         self._stopped = threading.Event()
         self.set_ready(False)
@@ -59,9 +64,14 @@ class HealthServer:
     def set_ready(self, ready: bool) -> None:
         self._health.set("", HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING)
 
-    def alive_where(self, alive: Callable[[], bool]) -> None:
-        """From now on it is alive where this says so. Called in a thread."""
+    @contextmanager
+    def alive_where(self, alive: Callable[[], bool]) -> Iterator[None]:
+        """Until the block ends it is alive where this says so, which is asked in a thread."""
         self._alive = alive
+        try:
+            yield
+        finally:
+            self._alive = _always
 
     def stop(self) -> None:
         """Lets go of the port. Idempotent."""
@@ -71,8 +81,11 @@ class HealthServer:
             server.stop(None).wait()
 
     def _look(self) -> None:
+        said = True
         while not self._stopped.wait(ALIVE_INTERVAL_S):
-            self._health.set(ALIVE, HealthCheckResponse.SERVING if self._alive() else HealthCheckResponse.NOT_SERVING)
+            if (alive := self._alive()) != said:  # who watches would hear it again
+                said = alive
+                self._health.set(ALIVE, HealthCheckResponse.SERVING if alive else HealthCheckResponse.NOT_SERVING)
 
 
 def is_serving(target: str, timeout_s: float, service: str = "") -> bool:

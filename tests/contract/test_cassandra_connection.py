@@ -119,7 +119,15 @@ class _Queue:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[Any]]], tuple[CassandraConnection, _Session, FakeClock]]:
+def heard() -> list[int]:
+    """How many statements had been sent whenever an answer was heard."""
+    return []
+
+
+@pytest.fixture
+def opened(
+    monkeypatch: pytest.MonkeyPatch, heard: list[int]
+) -> Callable[[dict[str, list[Any]]], tuple[CassandraConnection, _Session, FakeClock]]:
     """A connection whose statements have these outcomes."""
 
     def open_(outcomes: dict[str, list[Any]]) -> tuple[CassandraConnection, _Session, FakeClock]:
@@ -127,7 +135,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[Any]]], 
         queue = type("Queue", (_Queue,), {"session": session})
         monkeypatch.setattr(cassandra_requests, "SimpleQueue", queue)
         monkeypatch.setattr(cassandra_connection, "_cluster", lambda _: _Cluster(session))
-        return CassandraConnection(SETTINGS, clock, random.Random(1)), session, clock
+        return CassandraConnection(SETTINGS, clock, random.Random(1), lambda: heard.append(len(session.sent))), session, clock
 
     return open_
 
@@ -158,6 +166,14 @@ def test_what_may_pass_is_tried_again_with_jitter(opened: Opened, error: Excepti
     assert connection.run("abc") == [[("a",)], [("late",)], [("c",)]]
     assert session.sent.count("b") == 4
     assert 0 < clock.monotonic_s() < 0.1 + 0.2 + 0.4
+
+
+def test_every_answer_is_heard_of_failures_too(opened: Opened, heard: list[int]) -> None:
+    """While the others are on their way, not at the end: who listens can tell a flush that takes long from one that hangs."""
+    connection, session, _ = opened({"b": [TIMED_OUT, "late"]})
+    connection.run("abcdefgh")
+    assert len(heard) == len(session.sent) == 9
+    assert heard[0] == 3
 
 
 def test_a_retry_that_is_due_already_is_sent_at_once(opened: Opened) -> None:

@@ -35,11 +35,14 @@ def test_ready_and_alive_are_two_questions() -> None:
     with serving(server := HealthServer("127.0.0.1", 0)) as target:
         assert (health(target), health(target, "alive")) == ("NOT_SERVING", "SERVING")
         server.set_ready(True)
-        server.alive_where(turning.is_set)
-        wait_until(lambda: health(target, "alive") == "NOT_SERVING", "it is not alive")
-        assert health(target) == "SERVING"
-        turning.set()
-        wait_until(lambda: health(target, "alive") == "SERVING", "it is alive again")
+        with server.alive_where(turning.is_set):
+            wait_until(lambda: health(target, "alive") == "NOT_SERVING", "it is not alive")
+            assert health(target) == "SERVING"
+            turning.set()
+            wait_until(lambda: health(target, "alive") == "SERVING", "it is alive again")
+            turning.clear()
+            wait_until(lambda: health(target, "alive") == "NOT_SERVING", "it is not alive again")
+        wait_until(lambda: health(target, "alive") == "SERVING", "nobody looks any more")
         assert is_serving(target, 5.0, "alive")
         with pytest.raises(BackendUnavailable, match="has no service 'alife'"):
             is_serving(target, 5.0, "alife")
@@ -51,8 +54,8 @@ def test_who_watches_hears_that_it_is_not_alive() -> None:
     with serving(server := HealthServer("127.0.0.1", 0)) as target, grpc.insecure_channel(target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="alive"), timeout=30.0)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        server.alive_where(turning.is_set)
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with server.alive_where(turning.is_set):
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
 
 

@@ -5,9 +5,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.calls import health
 from tests.projector.test_projector import LOG, GroupLog, batch
@@ -16,7 +18,7 @@ from watertower.clock import SystemClock
 from watertower.codec import encode_batch
 from watertower.config import ProjectorSettings, ServiceSettings
 from watertower.errors import BackendUnavailable
-from watertower.health import HealthServer
+from watertower.health import ALIVE_INTERVAL_S, HealthServer
 from watertower.metrics import projector_samples
 from watertower.ports import StoreIdentity
 from watertower.projector.process import ProjectorProcess
@@ -51,9 +53,9 @@ class Running:
         self.store = RocksDbStore(home / "store", StoreIdentity(LOG, 1), 1 << 22, 1 << 22, 100)
         held.callback(self.store.close)
         self.projector = Projector(self.log, self.store, self.store.feed, limits, clock, random.Random(1), self.pulse)
-        process = ProjectorProcess(self.projector, ServiceSettings(), limits, clock, held, self.pulse, self.health)
+        self.process = ProjectorProcess(self.projector, ServiceSettings(), limits, clock, held, self.pulse, self.health)
         role: Any = self.role
-        self.thread = threading.Thread(target=process.run, args=(role,), daemon=True)
+        self.thread = threading.Thread(target=self.process.run, args=(role,), daemon=True)
 
     def say(self) -> tuple[str, str]:
         """(ready, alive)"""
@@ -110,9 +112,32 @@ def test_an_engine_that_is_away_does_not_make_it_dead(tmp_path: Path, monkeypatc
         wait_until(lambda: one.projector.counters.failures == 1, "it fails")
         wait_until(lambda: one.pulse.age_s() < -60.0, "it waits for longer than a minute")
         looked = threading.Event()
-        one.health.alive_where(lambda: looked.set() or one.pulse.age_s() <= 0.5)  # type: ignore[func-returns-value]
-        assert looked.wait(30)  # it has looked since
-        assert one.say() == ("SERVING", "SERVING")
+        with one.health.alive_where(lambda: looked.set() or one.pulse.age_s() <= 0.5):  # type: ignore[func-returns-value]
+            assert looked.wait(30)  # it has looked since
+            assert one.say() == ("SERVING", "SERVING")
+
+
+def test_an_attempt_to_start_that_failed_is_not_watched_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process waits for the engine then, with another projector to come: nothing of the first one beats."""
+
+    def away() -> Any:
+        raise BackendUnavailable("away")
+
+    one = Running(tmp_path, stalled_ms_max=1)
+    monkeypatch.setattr(one.projector, "start", away)
+    one.health.start()
+    try:
+        with pytest.raises(BackendUnavailable):
+            one.process.run(cast(Any, one.role))
+        looked = health_pb2.HealthCheckRequest(service="alive")
+        with grpc.insecure_channel(f"127.0.0.1:{one.health.port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(looked, timeout=5 * ALIVE_INTERVAL_S)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(grpc.RpcError) as ended:  # meanwhile it was looked at several times
+                next(watch)
+            assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    finally:
+        one.health.stop()
 
 
 def test_a_partition_that_stops_is_not_ready_and_alive(tmp_path: Path) -> None:

@@ -142,11 +142,12 @@ class Requests:
             try:
                 return call()
             except Exception as error:
-                self._heard()
                 failures += 1
                 failed = self._final(error, failures)
                 if failed is not None:
                     raise failed from error
+            finally:
+                self._heard()
             self.pause(failures)
 
     def _final(self, error: Exception, failures: int) -> Exception | None:

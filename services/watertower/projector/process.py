@@ -48,9 +48,8 @@ class ProjectorProcess:
 
         Raises StartRefused, BackendRefused, BackendUnavailable.
         """
-        with self._held, self._metrics.serving(role) if self._metrics else nullcontext():
-            if self._health is not None:
-                self._health.alive_where(lambda: self._pulse.age_s() <= self._stalled_s)
+        watched = self._health.alive_where(lambda: self._pulse.age_s() <= self._stalled_s) if self._health else nullcontext()
+        with self._held, watched, self._metrics.serving(role) if self._metrics else nullcontext():
             self._projector.start()
             role.ready(**({"health_port": self._health.port} if self._health else {}))
             self._say_ready(True)
