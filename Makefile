@@ -83,7 +83,7 @@ storm: setup ## kill, freeze and restart everything on real Kafka and Cassandra,
 kubernetes: setup ## install the chart in a real cluster on this machine, and roll, evict and scale it under load (root, Go, Docker, Java)
 	deploy/test-cluster/build.sh
 	deploy/test-cluster/tools.sh
-	$(BIN)/python -m pytest -s -m kubernetes tests/kubernetes
+	$(BIN)/python -m pytest -s -m kubernetes --durations=0 tests/kubernetes
 
 autoscale: setup ## the same cluster with metrics-server: an autoscaler acts under load (minutes more to build)
 	deploy/test-cluster/build.sh metrics

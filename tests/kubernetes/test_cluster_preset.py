@@ -19,7 +19,7 @@ ROLES = ("ingest", "projector", "query")
 DEPLOYMENTS = [f"deployment/{RELEASE}-{role}" for role in ROLES]
 PARTITIONS = 16
 UPGRADE = "helm upgrade watertower deploy/helm/watertower --namespace watertower --reset-then-reuse-values"
-QUIET_FOLLOWERS = 1_500
+WARM_FOLLOWERS, QUIET_FOLLOWERS = 900, 900
 HPA_CPU_PERCENT = 20
 """Of what a pod requests: below what the debut takes, above what an idle pod does."""
 STAR = "star"
@@ -76,7 +76,7 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, settings: dict[
     debut = Debut(cluster, NAMESPACE, RELEASE)
     debut.start()
     with debut.phase("warming up"):
-        eventually(lambda: counted(client) > 300, "a count of 300 while it goes on")
+        wait_more(client, WARM_FOLLOWERS)
     with debut.phase("quiet"):
         wait_more(client, QUIET_FOLLOWERS)
     with debut.phase("upgrade"):
@@ -98,10 +98,12 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, settings: dict[
             assert "disruption budget" in refused.err
         wait_ready(cluster)
     with debut.phase("projector 2 -> 1 -> 3 -> 1"):
-        for replicas in 1, 3, 1:
-            cluster.kubectl("-n", NAMESPACE, "scale", DEPLOYMENTS[1], f"--replicas={replicas}")
-            cluster.wait_rolled_out(NAMESPACE, DEPLOYMENTS[1])
-            wait_more(client, 100)
+        scale(cluster, "kubectl scale deployment watertower-projector --namespace watertower --replicas=1", 1)
+        wait_more(client, 100)
+        scale(cluster, page_block("projector.replicas=3"), 3)  # query, too
+        wait_more(client, 100)
+        scale(cluster, "kubectl scale deployment watertower-projector --namespace watertower --replicas=1", 1)
+        wait_more(client, 100)
     debut.stop()
 
     print(f"{debut.accounts} accounts, {len(debut.followers)} followers at the end; calls: {dict(debut.writes)}")
@@ -160,14 +162,16 @@ def test_values_that_cannot_be_are_refused(installed: Cluster, wrong: str, said:
 
 
 @pytest.mark.timeout(300)
-def test_the_commands_of_the_page_scale_and_restart(installed: Cluster) -> None:
-    """Three of query and projector by an upgrade; every pod anew by a restart."""
-    installed.shell(page_block("query.replicas=3"))
-    assert [len(installed.pods(NAMESPACE, selector(role))) for role in ROLES] == [2, 3, 3]
-    old = {pod["metadata"]["name"] for role in ROLES for pod in installed.pods(NAMESPACE, selector(role))}
+def test_a_restart_replaces_every_pod(installed: Cluster) -> None:
+    """As after a password was changed in place."""
+
+    def pods() -> set[str]:
+        return {name for role in ROLES for name in names(installed, role)}
+
+    before = pods()
     installed.shell(page_block("kubectl rollout restart"))
     installed.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
-    assert not old & {pod["metadata"]["name"] for role in ROLES for pod in installed.pods(NAMESPACE, selector(role))}
+    assert not before & pods()
 
 
 @pytest.mark.timeout(300)
@@ -231,6 +235,13 @@ def wait_ready(cluster: Cluster) -> None:
 def counted(client: SyncClient) -> int:
     """The star's followers."""
     return client.counts(STAR).followers
+
+
+def scale(cluster: Cluster, command: str, projectors: int) -> None:
+    """Returns when there are so many projectors, ready."""
+    cluster.shell(command)
+    cluster.wait_rolled_out(NAMESPACE, DEPLOYMENTS[1])
+    eventually(lambda: len(names(cluster, "projector")) == projectors, f"{projectors} projectors")
 
 
 def wait_more(client: SyncClient, followers: int) -> None:
