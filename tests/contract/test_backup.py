@@ -433,7 +433,7 @@ def test_a_damaged_log_is_refused(folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(StartRefused, match=r"log\.sqlite cannot be opened: file is not a database.*restore the data folder"):
         backup(folder.path, tmp_path / "copy")
     assert left(folder, tmp_path / "copy") == []
-    with pytest.raises(BackendRefused, match="the log is damaged: .*; stop the service and restore"):
+    with pytest.raises(BackendRefused, match=r"the log is damaged: .*; stop the service and restore"):
         copier.copy(tmp_path / "log")
     copier.close()
 

@@ -13,7 +13,12 @@ SECRETS = {"watertower": "password", "log-cluster-ca-cert": "ca.crt", "store-sup
 
 def there(kind: str, name: str, **fields: object) -> Object:
     """An object of the namespace."""
-    return {"apiVersion": "apps/v1" if kind == "Deployment" else "v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, **fields}
+    return {
+        "apiVersion": "apps/v1" if kind == "Deployment" else "v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        **fields,
+    }
 
 
 def secrets(**others: str) -> list[Object]:
