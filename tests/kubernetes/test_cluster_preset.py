@@ -35,6 +35,7 @@ def values(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> list[str
         f"cassandra.localDatacenter={near_cassandra.local_datacenter},cassandra.replication={near_cassandra.local_datacenter}:1",
         "cassandra.user=,cassandra.passwordSecret.name=",
         f"image.pullPolicy=Never,partitions={PARTITIONS}",
+        "ingest.minReadySeconds=5,query.minReadySeconds=5",  # callers here use ClusterIPs
     ]
     return ["-f", str(CHART / "presets" / "cluster.yaml"), *(word for value in (*engines, *small) for word in ("--set", value))]
 
@@ -80,7 +81,7 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, values: list[st
     with debut.phase("quiet"):
         wait_more(client, QUIET_FOLLOWERS)
     with debut.phase("helm upgrade"):
-        cluster.helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *values, "--set", "image.tag=2", "--wait", "--timeout", "180s")
+        cluster.helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *values, "--set-string", "image.tag=2", "--wait", "--timeout", "180s")
         cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
         for role in ROLES:
             pods = cluster.pods(NAMESPACE, selector(role))
@@ -147,7 +148,7 @@ def test_another_number_of_partitions_is_refused(installed: Cluster, values: lis
     changed = [*values, "--set", f"partitions={PARTITIONS // 2}"]
     refused = installed.try_helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, *changed)
     assert refused.code != 0
-    assert f"partitions: this release has {PARTITIONS}" in refused.err
+    assert f'partitions: this release has "{PARTITIONS}"' in refused.err
     other = "other"
     started = installed.try_helm("install", other, CHART, "-n", NAMESPACE, *changed, "--timeout", "60s")
     try:
