@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""JSON schemas of Kubernetes' kinds, of those of KEDA, and of the Prometheus operator's ServiceMonitor: for kubeconform, without a network.
+"""JSON schemas of Kubernetes' kinds, of KEDA's, of K8ssandra's and of the Prometheus operator's ServiceMonitor:
+for kubeconform, without a network.
 
 Prints the folder that has them, one file a kind: KIND-GROUP-VERSION.json in lower case. They are made from what the Go modules of
 schemas.sum have in them: Kubernetes' own OpenAPI document, and CustomResourceDefinitions. Modules come from Go's proxy and must have the
@@ -25,6 +26,7 @@ SUMS = HERE / "schemas.sum"
 
 OPENAPI = "api/openapi-spec/swagger.json"
 CRDS = {
+    "github.com/k8ssandra/k8ssandra-operator": "config/crd/bases/k8ssandra.io_k8ssandraclusters.yaml",
     "github.com/kedacore/keda/v2": "config/crd/bases/keda.sh_*.yaml",
     "github.com/prometheus-operator/prometheus-operator": "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.chart import ROOT, objects, parsed
+from tests.deploy.chart import ROOT, objects, parsed, schema_problems
 from tests.needs import skip_or_fail
 from watertower.backends.kafka_client import OVERHEAD_BYTES, RECORD_BYTES_MAX, KafkaSettings
 from watertower.backends.kafka_topics import TopicsPlan
@@ -116,6 +116,14 @@ def test_the_topics_are_those_of_the_service() -> None:
             "max.message.bytes": RECORD_BYTES_MAX + OVERHEAD_BYTES,
             "message.timestamp.type": "LogAppendTime",
         }
+
+
+def test_k8ssandra_knows_every_property() -> None:
+    """By the schema of its own operator; and a mistake would be seen. No property is a deprecated one."""
+    text = (EXAMPLES / "cassandra.yaml").read_text("utf-8")
+    assert schema_problems(text) == ""
+    assert "heap_max_sise" in schema_problems(text.replace("heap_max_size", "heap_max_sise"))
+    assert "heapSize" not in text
 
 
 def test_the_preset_finds_the_cassandra() -> None:

@@ -16,7 +16,7 @@ EVERYTHING = (
     '--set-json=pod.affinity={"podAntiAffinity":{}}',
     '--set-json=networkPolicy.callers=[{"podSelector":{"matchLabels":{"app":"a"}}}]',
     '--set-json=networkPolicy.scrapers=[{"namespaceSelector":{}}]',
-    "--set=settings.query_cache_bytes_max=536870912,settings.log_level=debug,bindAddress=[::]",
+    "--set=settings.query_cache_bytes_max=536870911,settings.log_level=debug,bindAddress=[::]",
     "--set=serviceAccount.name=mine,embedded.storage.className=fast,embedded.refuseEviction=true",
 )
 CLUSTER_ONLY = (
@@ -300,6 +300,10 @@ def test_topics_come_before_tables_and_both_before_the_rest() -> None:
         assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
         pod = job["spec"]["template"]["spec"]
         assert "serviceAccountName" not in pod  # the release's own comes later
+        wait_s = int(pod["containers"][0]["args"][-1])
+        attempts_s = (job["spec"]["backoffLimit"] + 1) * (wait_s + 10)
+        assert attempts_s < 300, "helm's default --timeout is over first"
+        assert attempts_s + 60 <= job["spec"]["activeDeadlineSeconds"], "the deadline deletes the pod with its log"
         assert job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [3]
         assert environment(pod["containers"][0])["store"] == "cassandra"
     assert jobs["watertower-topics"]["spec"]["template"]["spec"]["containers"][0]["args"][:4] == ["topics", "create", "--partitions", "12"]
@@ -326,14 +330,17 @@ def test_the_embedded_service_is_one_pod_with_its_data_on_a_volume() -> None:
 
 
 def test_the_projectors_can_be_upgraded_first() -> None:
-    """A version of one role, while the hooks and the others have the new one. A tag that looks like a number is one all the same."""
-    made = objects("cluster", "--set=image.tag=20261126,ingest.image.tag=1")
+    """A version of one role, while the hooks and the others have the new one."""
+    made = objects("cluster", "--set-string=image.tag=20261126,ingest.image.tag=1")
     images = {one["metadata"]["name"].removeprefix("watertower-"): pod["containers"][0]["image"] for one, pod in pods(made)}
     assert images.pop("ingest") == "localhost/watertower:1"
     assert images == dict.fromkeys(("projector", "query", "topics", "migrate"), "localhost/watertower:20261126")
     digest = f"sha256:{'0' * 64}"
-    made = objects("cluster", f"--set=image.digest={digest},ingest.image.tag=1")
-    assert {pod["containers"][0]["image"] for _, pod in pods(made)} == {f"localhost/watertower@{digest}"}
+    for own, wanted in (("tag=1", ":1"), (f"digest={digest[:-1]}1", f"@{digest[:-1]}1")):
+        made = objects("cluster", f"--set-string=image.digest={digest},ingest.image.{own}")
+        images = {one["metadata"]["name"].removeprefix("watertower-"): pod["containers"][0]["image"] for one, pod in pods(made)}
+        assert images.pop("ingest") == f"localhost/watertower{wanted}"
+        assert set(images.values()) == {f"localhost/watertower@{digest}"}
 
 
 def test_projectors_scale_on_the_lag_of_their_group() -> None:
@@ -345,6 +352,7 @@ def test_projectors_scale_on_the_lag_of_their_group() -> None:
     assert trigger["metadata"]["consumerGroup"] == service.group
     assert trigger["metadata"]["topic"] == service.log_topic
     assert scaled["spec"]["maxReplicaCount"] == 16
+    assert trigger["metadata"]["excludePersistentLag"] == "true"  # a stopped partition is helped by no pod
     (login,) = of_kind(made, "TriggerAuthentication")
     assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
     (secret,) = of_kind(made, "Secret")
@@ -357,6 +365,13 @@ def test_projectors_scale_on_the_lag_of_their_group() -> None:
         assert (secret["stringData"]["sasl"], secret["stringData"]["tls"]) == words
 
 
+def test_an_old_pod_stays_until_callers_know_the_new_one() -> None:
+    """gRPC's resolver asks DNS once in 30 s: whoever is called through it must be there for longer beside the old pods."""
+    for options, wanted in (((), 35), (("--set=ingest.minReadySeconds=5,query.minReadySeconds=5",), 5)):
+        found = {one["metadata"]["name"]: one["spec"].get("minReadySeconds") for one in of_kind(objects("cluster", *options), "Deployment")}
+        assert found == {"watertower-ingest": wanted, "watertower-projector": None, "watertower-query": wanted}
+
+
 def test_an_eviction_takes_one_pod() -> None:
     """Of each role; the embedded pod can be kept from being evicted at all."""
     budgets = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects("cluster"), "PodDisruptionBudget")}
@@ -367,11 +382,15 @@ def test_an_eviction_takes_one_pod() -> None:
 
 
 def test_a_release_remembers_what_cannot_change() -> None:
-    """The next upgrade finds the number of partitions and the mode, and compares."""
-    for preset, partitions in (("embedded", "8"), ("cluster", "16")):
-        (found,) = (one for one in of_kind(objects(preset), "ConfigMap"))
+    """By the release's name, whatever its objects are called; test_upgrades.py has the comparison."""
+    own = {
+        "embedded": {"partitions": "8", "embedded.storage.size": "20Gi", "embedded.storage.className": ""},
+        "cluster": {"partitions": "16", "kafka.prefix": "watertower", "cassandra.keyspace": "watertower"},
+    }
+    for preset, values in own.items():
+        (found,) = (one for one in of_kind(objects(preset, "--set=fullnameOverride=other"), "ConfigMap"))
         assert found["metadata"]["name"] == "watertower-log"
-        assert found["data"] == {"mode": preset, "partitions": partitions}
+        assert found["data"] == {"mode": preset, "fullnameOverride": "other", **values}
 
 
 def test_presets_are_all_there_is() -> None:

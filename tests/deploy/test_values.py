@@ -18,7 +18,7 @@ from tests.deploy.chart import (
     with_settings,
     with_table,
 )
-from watertower.config import catalogue
+from watertower.config import QuerySettings, catalogue
 
 NO_SECRET = "--set=kafka.passwordSecret.name="
 
@@ -92,6 +92,34 @@ REFUSED = {
         ("cluster", "--set=metrics.enabled=true,settings.query_workers=2"),
         "settings.query_workers: each worker has a port of its own for metrics",
     ),
+    "a version as a number": (("cluster", "--set=image.tag=2"), "at '/image/tag': got number, want string"),
+    "another word for alive": (("cluster", "--set=probes.aliveService=x"), "additional properties 'aliveService' not allowed"),
+    "an address that nobody reaches": (
+        ("cluster", "--set=bindAddress=127.0.0.1"),
+        "at '/bindAddress': value must be one of '0.0.0.0', '[::]'",
+    ),
+    "a name with a dot": (("cluster", "--set=fullnameOverride=a.b"), "at '/fullnameOverride': 'a.b' does not match"),
+    "a name that begins with a digit": (("cluster", "--set=fullnameOverride=9a"), "at '/fullnameOverride': '9a' does not match"),
+    "a cache that does not fit": (
+        ("cluster", "--set=settings.query_cache_bytes_max=536870913"),
+        "query.resources.limits.memory: 1Gi does not hold query_cache_bytes_max of each worker twice (1073741826 bytes)",
+    ),
+    "caches that do not fit": (("embedded", "--set=settings.query_workers=3"), "query.resources.limits.memory: 1Gi does not hold"),
+    "a default cache that does not fit": (
+        ("cluster", "--set=query.resources.limits.memory=511Mi,query.resources.requests.memory=100Mi"),
+        f"twice ({2 * QuerySettings().cache_bytes_max} bytes)",
+    ),
+    "more memory than allowed": (
+        ("cluster", "--set=setup.resources.requests.memory=1Gi"),
+        "setup.resources.requests.memory: 1Gi is more than the limit, 256Mi",
+    ),
+    "more cores than allowed": (
+        ("embedded", "--set=ingest.resources.requests.cpu=1500m,ingest.resources.limits.cpu=1"),
+        "ingest.resources.requests.cpu: 1500m is more than the limit, 1",
+    ),
+    "no port": (("cluster", "--set=kafka.bootstrapServers=k:0"), "kafka.bootstrapServers: port 0 is not between 1 and 65535"),
+    "no such port": (("cluster", "--set=cassandra.contactPoints=c:99999"), "cassandra.contactPoints: port 99999 is not between"),
+    "two ports": (("cluster", "--set=cassandra.contactPoints=a:9042\\,b:9043"), "cassandra.contactPoints: has 2 ports; all nodes have one"),
     "nothing to scrape": (
         ("cluster", "--set=metrics.serviceMonitor.enabled=true"),
         "metrics.serviceMonitor.enabled: there is nothing to scra",

@@ -34,13 +34,34 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if eq .root.Values.mode "embedded" }}embedded{{ else }}{{ .role }}{{ end -}}
 {{- end -}}
 
-{{/* The image of a role, or of the hooks where there is none. Takes the same. */}}
+{{/* The image of a role, or of the hooks where there is none: a role's own digest, its own tag, the digest, the tag. Takes the same. */}}
 {{- define "watertower.image" -}}
 {{- $image := .root.Values.image -}}
-{{- /* A tag may come as a number, from --set; toJson writes it without an exponent. */ -}}
-{{- $own := "" -}}
-{{- if .role -}}{{- $own = (index .root.Values .role).image.tag -}}{{- end -}}
-{{- $image.repository -}}{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $image.tag $own | toJson | trimAll "\"" }}{{ end -}}
+{{- if .role -}}
+{{- with (index .root.Values .role).image -}}
+{{- if or .digest .tag -}}{{- $image = merge (dict "repository" $image.repository) . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $image.repository -}}{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag }}{{ end -}}
+{{- end -}}
+
+{{/* A quantity of Kubernetes as a number: bytes of memory, cores of CPU. */}}
+{{- define "watertower.amount" -}}
+{{- $units := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- $text := toString . -}}
+{{- mulf (regexFind "^[0-9.]+(e[+-]?[0-9]+)?" $text | float64) (get $units (regexFind "[A-Za-z]*$" (regexReplaceAll "^[0-9.]+(e[+-]?[0-9]+)?" $text ""))) -}}
+{{- end -}}
+
+{{/* What a release is installed with and cannot change: names and values, and why. JSON; the next upgrade is compared with it. */}}
+{{- define "watertower.fixed" -}}
+{{- $v := .Values -}}
+{{- $fixed := dict "partitions" (toString $v.partitions) "mode" $v.mode "fullnameOverride" (include "watertower.fullname" .) -}}
+{{- if eq $v.mode "cluster" -}}
+{{- $_ := merge $fixed (dict "kafka.prefix" $v.kafka.prefix "cassandra.keyspace" $v.cassandra.keyspace) -}}
+{{- else -}}
+{{- $_ := merge $fixed (dict "embedded.storage.size" $v.embedded.storage.size "embedded.storage.className" $v.embedded.storage.className) -}}
+{{- end -}}
+{{- $fixed | toJson -}}
 {{- end -}}
 
 {{/* Seconds from SIGTERM to SIGKILL: what a process may take, and 10 s for what comes after its grace. */}}

@@ -64,7 +64,7 @@ annotations: {{- toYaml . | nindent 2 }}
     - {name: prom-{{ .role }}, containerPort: {{ $ports.metrics }}, protocol: TCP}
     {{- end }}
   startupProbe:
-    grpc: {port: {{ $ports.grpc }}, service: {{ $probes.aliveService | quote }}}
+    grpc: {port: {{ $ports.grpc }}, service: alive}
     periodSeconds: 1
     timeoutSeconds: {{ $probes.timeoutSeconds }}
     failureThreshold: {{ $probes.startupSeconds }}
@@ -74,7 +74,7 @@ annotations: {{- toYaml . | nindent 2 }}
     timeoutSeconds: {{ $probes.timeoutSeconds }}
     failureThreshold: {{ $probes.readinessFailures }}
   livenessProbe:
-    grpc: {port: {{ $ports.grpc }}, service: {{ $probes.aliveService | quote }}}
+    grpc: {port: {{ $ports.grpc }}, service: alive}
     periodSeconds: {{ $probes.periodSeconds }}
     timeoutSeconds: {{ $probes.timeoutSeconds }}
     failureThreshold: {{ $probes.livenessFailures }}

@@ -76,14 +76,65 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- /* Of the release that is there: empty when templates are only rendered. */ -}}
-{{- $found := (lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-log" (include "watertower.fullname" .))).data -}}
-{{- if $found -}}
-{{- if ne (toString $v.partitions) $found.partitions -}}
-{{- $problems = append $problems (printf "partitions: this release has %s and the number can never change; set partitions to %s" $found.partitions $found.partitions) -}}
+{{- $name := include "watertower.fullname" . -}}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" $name) -}}
+{{- $problems = append $problems (printf "fullnameOverride: names of Services begin with a letter and have letters, digits and hyphens only, which %s does not; set another one" $name) -}}
 {{- end -}}
-{{- if ne $v.mode $found.mode -}}
-{{- $problems = append $problems (printf "mode: this release is %s and its data would stay behind; set mode to %s, or install another release" $found.mode $found.mode) -}}
+{{- range $value := list "ingest" "projector" "query" "setup" -}}
+{{- $resources := (index $v $value).resources -}}
+{{- range $what, $limit := $resources.limits -}}
+{{- $request := get $resources.requests $what | default 0 -}}
+{{- if gt (include "watertower.amount" $request | float64) (include "watertower.amount" $limit | float64) -}}
+{{- $problems = append $problems (printf "%s.resources.requests.%s: %v is more than the limit, %v" $value $what $request $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $cache := mulf ($v.settings.query_cache_bytes_max | default 268435456) ($v.settings.query_workers | default 1) -}}
+{{- $memory := $v.query.resources.limits.memory -}}
+{{- if gt (mulf $cache 2) (include "watertower.amount" $memory | float64) -}}
+{{- $problems = append $problems (printf "query.resources.limits.memory: %v does not hold query_cache_bytes_max of each worker twice (%.0f bytes); raise it, or set settings.query_cache_bytes_max lower" $memory (mulf $cache 2)) -}}
+{{- end -}}
+{{- range $where, $addresses := dict "kafka.bootstrapServers" $v.kafka.bootstrapServers "cassandra.contactPoints" $v.cassandra.contactPoints -}}
+{{- if $addresses -}}
+{{- $ports := include "watertower.portsOf" $addresses | fromJsonArray -}}
+{{- range $ports -}}
+{{- if or (lt (int .) 1) (gt (int .) 65535) -}}
+{{- $problems = append $problems (printf "%s: port %d is not between 1 and 65535" $where (int .)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $where "cassandra.contactPoints") (gt (len $ports) 1) -}}
+{{- $problems = append $problems (printf "%s: has %d ports; all nodes have one" $where (len $ports)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- /* Of what is there: `lookup` finds nothing when templates are only rendered. This ConfigMap is in every namespace. */ -}}
+{{- if and (eq $v.mode "cluster") (lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt") -}}
+{{- range $engine := list "kafka" "cassandra" -}}
+{{- range $field, $from := dict "passwordSecret" "--from-literal=%s=PASSWORD" "caSecret" "--from-file=%s=FILE" -}}
+{{- $wanted := index $v $engine $field -}}
+{{- if $wanted.name -}}
+{{- $secret := lookup "v1" "Secret" $.Release.Namespace $wanted.name -}}
+{{- if not $secret -}}
+{{- $problems = append $problems (printf "%s.%s.name: namespace %s has no Secret %s; make it: kubectl create secret generic %s --namespace %s %s" $engine $field $.Release.Namespace $wanted.name $wanted.name $.Release.Namespace (printf $from $wanted.key)) -}}
+{{- else if not (hasKey ($secret.data | default dict) $wanted.key) -}}
+{{- $problems = append $problems (printf "%s.%s.key: Secret %s has no %s, but %s; set one of these, or name another Secret: kubectl create secret generic NAME --namespace %s %s" $engine $field $wanted.name $wanted.key (keys ($secret.data | default dict) | sortAlpha | join ", " | default "nothing") $.Release.Namespace (printf $from $wanted.key)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $found := (lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-log" .Release.Name)).data | default dict -}}
+{{- $why := dict
+  "partitions" "the number can never change"
+  "mode" "its data would stay behind"
+  "fullnameOverride" "all its objects would be made anew beside the data"
+  "kafka.prefix" "another log has none of its events"
+  "cassandra.keyspace" "another keyspace has none of its counts"
+  "embedded.storage.size" "a StatefulSet cannot change it; grow the claim itself"
+  "embedded.storage.className" "a volume cannot change it" -}}
+{{- range $value, $now := include "watertower.fixed" . | fromJson -}}
+{{- if and (hasKey $found $value) (ne $now (get $found $value)) -}}
+{{- $problems = append $problems (printf "%s: this release has %s and %s; set %s to %s, or install another release" $value (get $found $value | quote) (get $why $value) $value (get $found $value | quote)) -}}
 {{- end -}}
 {{- end -}}
 {{- with uniq $problems -}}
