@@ -46,7 +46,7 @@ NOT_RUN = {
     "python -m benchmarks.gets": "needs Go; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make chart": "builds helm; .ci/run does the same in its parts",
-    f"{UPGRADE} --set image.tag=2,ingest.image.tag=1\n{UPGRADE} --set image.tag=2,ingest.image.tag=": NO_CLUSTER,
+    f"{UPGRADE} --set-string image.tag=2,ingest.image.tag=1\n{UPGRADE} --set-string image.tag=2,ingest.image.tag=": NO_CLUSTER,
     f"{UPGRADE} --set query.replicas=3,projector.replicas=3": NO_CLUSTER,
     "kubectl create secret generic cassandra-next --namespace watertower --from-literal=password=SECRET\n"
     f"{UPGRADE} \\\n  --set cassandra.user=next,cassandra.passwordSecret.name=cassandra-next": NO_CLUSTER,

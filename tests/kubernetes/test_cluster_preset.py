@@ -55,7 +55,7 @@ def settings(near_kafka: KafkaEngine, near_cassandra: CassandraEngine) -> dict[s
 @pytest.fixture(scope="module")
 def installed(cluster: Cluster, values: list[str]) -> Iterator[Cluster]:
     """The release, ready."""
-    cluster.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--create-namespace", *values, "--wait", "--timeout", "180s")
+    cluster.helm("upgrade", "--install", RELEASE, CHART, "-n", NAMESPACE, "--create-namespace", *values, "--wait", "--timeout", "180s")
     try:
         yield cluster
     finally:
