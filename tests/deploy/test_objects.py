@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.chart import PRESETS, Object, objects, schema_problems, template
+from tests.deploy.chart import PRESETS, ROOT, Object, objects, parsed, schema_problems, template
 from watertower.backends.kafka_client import KafkaSettings
 
 EVERYTHING = (
@@ -148,6 +148,15 @@ def test_every_server_is_probed_where_it_serves(made: list[Object]) -> None:
                 "readiness": {"port": PORTS[role], "service": ""},
                 "liveness": {"port": PORTS[role], "service": "alive"},
             }
+
+
+def test_the_page_has_the_probes_of_the_chart() -> None:
+    """Those of query: whoever writes manifests by hand copies them."""
+    page = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    (shown,) = parsed(page[page.index("startupProbe: ") :].partition("```")[0])
+    (query,) = (pod["containers"][0] for one, pod in pods(objects("cluster")) if one["metadata"]["name"] == "watertower-query")
+    assert shown == {name: query[name] for name in shown}
+    assert len(shown) == 3
 
 
 def test_metrics_are_where_they_are_scraped() -> None:

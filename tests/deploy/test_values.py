@@ -104,6 +104,10 @@ REFUSED = {
         ("cluster", "--set=settings.query_cache_bytes_max=536870913"),
         "query.resources.limits.memory: 1Gi does not hold query_cache_bytes_max of each worker twice (1073741826 bytes)",
     ),
+    "a cache that does not fit into a number of bytes": (  # which templates have as 5.36870911e+08
+        ("cluster", "--set-json=query.resources.limits.memory=536870911", "--set=query.resources.requests.memory=0.25Gi"),
+        "does not hold query_cache_bytes_max",
+    ),
     "caches that do not fit": (("embedded", "--set=settings.query_workers=3"), "query.resources.limits.memory: 1Gi does not hold"),
     "a default cache that does not fit": (
         ("cluster", "--set=query.resources.limits.memory=511Mi,query.resources.requests.memory=100Mi"),
