@@ -169,13 +169,13 @@ class Naps:
 
 
 @contextlib.asynccontextmanager
-async def serving(port: int = 0) -> AsyncIterator[FakeServer]:
+async def serving(port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[FakeServer]:
     """A fake server that listens; port 0 takes a free one."""
     fake = FakeServer()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     writer_pb2_grpc.add_EngagementWriterServicer_to_server(fake, server)
     reader_pb2_grpc.add_EngagementReaderServicer_to_server(fake, server)
-    fake.port = server.add_insecure_port(f"127.0.0.1:{port}")
+    fake.port = server.add_insecure_port(f"{host}:{port}")
     await server.start()
     try:
         yield fake
