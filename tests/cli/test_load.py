@@ -18,6 +18,7 @@ from watertower.v1 import reader_pb2
 
 FOLLOWERS = 120
 DEBUT = ("debut", "--followers", FOLLOWERS, "--times", 20, "--profiles", 10, "--rate", 20, "--seed", 7)
+STEADY = ("steady", "--seconds", 1, "--follow-rate", 50, "--profiles", 10, "--rate", 20, "--seed", 7)
 LENIENT = [part for name in ("read.p99_ms", "write.p99_ms", "generator.late_p99_ms") for part in ("--threshold", f"{name}=off")]
 """The fake is slow, in the same process: what is looked at here are the counts."""
 
@@ -92,6 +93,45 @@ class ListsAStranger(FakeService):
         return answer
 
 
+class LosesAProfilesFollower(FakeService):
+    """One follower is neither on the profile's list nor in its count; that the follower follows somebody is not forgotten."""
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        kept = [item for item in answer.items if not is_fan(item.actor, 7)]
+        del answer.items[:]
+        answer.items.extend(kept)
+        return answer
+
+    def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
+        answer = super().BatchGetCounts(request, context)
+        forgotten = [event.subject for event in self.events if is_fan(event.actor, 7)]
+        for entity, row in zip(request.entities, answer.counts, strict=True):
+            row.values[0] -= entity in forgotten
+        return answer
+
+
+class CountsOneTooManyOfAProfile(FakeService):
+    """A profile has a follower more than are on its list."""
+
+    def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
+        answer = super().BatchGetCounts(request, context)
+        for entity, row in zip(request.entities, answer.counts, strict=True):
+            row.values[0] += entity == "load-profile-0"
+        return answer
+
+
+class ListsElsewhere(FakeService):
+    """A follower of one profile is on the list of another one."""
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        fans = [event for event in self.events if is_fan(event.actor, 7)]
+        if request.subject == "load-profile-1" and fans and fans[0].subject != request.subject:
+            answer.items[-1].actor = fans[0].actor
+        return answer
+
+
 def test_a_service_that_counts_right_passes(load: Watertower) -> None:
     """Presses that arrive twice included. The last line is the report, without its timeline."""
     ran = load(*DEBUT, *LENIENT, "--json")
@@ -104,23 +144,55 @@ def test_a_service_that_counts_right_passes(load: Watertower) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lying", "figure", "example"),
+    ("scenario", "lying", "figure", "example"),
     [
-        (Loses, "lost", "fan-7 was acknowledged and is not listed"),
-        (CountsOneTooMany, "count_off", "-star has 121 followers, 120 are listed, 120 were acknowledged"),
-        (CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
-        (ListsTwice, "doubled", "fan-7 is listed twice"),
-        (ListsAStranger, "strangers", "ann is listed and was not sent"),
+        (DEBUT, Loses, "lost", "fan-7 was acknowledged and is not listed"),
+        (DEBUT, CountsOneTooMany, "count_off", "-star has 121 followers, 120 are listed, 120 were acknowledged"),
+        (DEBUT, CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
+        (DEBUT, ListsTwice, "doubled", "fan-7 is listed twice"),
+        (DEBUT, ListsAStranger, "strangers", "ann is listed at load-"),
+        (STEADY, Loses, "lost", "fan-7 was acknowledged and is not listed at load-profile-"),
+        (STEADY, LosesAProfilesFollower, "lost", "fan-7 was acknowledged and is not listed at load-profile-"),
+        (STEADY, CountsOneTooManyOfAProfile, "count_off", "load-profile-0 has "),
+        (STEADY, CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
+        (STEADY, ListsTwice, "doubled", "fan-7 is listed twice at load-profile-"),
+        (STEADY, ListsElsewhere, "strangers", "fan-7 is listed at load-profile-1 and was not sent"),
     ],
 )
-def test_every_planted_difference_is_found(watertower: Watertower, lying: Callable[[], FakeService], figure: str, example: str) -> None:
+def test_every_planted_difference_is_found(
+    watertower: Watertower, scenario: tuple[object, ...], lying: Callable[[], FakeService], figure: str, example: str
+) -> None:
     """Exit code 1, and the report says which."""
     with serving(lying()) as target:
-        ran = watertower("load", *DEBUT, *LENIENT, "--json", "--write-target", target, "--read-target", target)
+        ran = watertower("load", *scenario, *LENIENT, "--json", "--write-target", target, "--read-target", target)
     assert ran.code == 1
     assert (ran.json["verdict"], ran.json["exact"]) == ("not exact", False)
     assert ran.json["recount"][figure] == 1
     assert any(example in said for said in ran.json["recount"]["examples"])
+
+
+def test_steady_is_recounted_at_the_profiles(load: Watertower, service: FakeService) -> None:
+    """At all that were followed; a second run, whose profiles have the followers of the first one, is exact, too."""
+    for number in range(2):
+        ran = load(*STEADY, *LENIENT, "--json")
+        assert ran.code == 0, ran.out
+        found = ran.json["recount"]
+        followed = {event.subject for event in service.events if f"-{ran.json['options']['run']}-fan-" in event.actor}
+        assert found["profiles_checked"] == found["profiles_followed"] == len(followed) > 1
+        assert found["counted"] == found["listed"] >= ran.json["acknowledged"] * (number + 1)
+        assert found["listed_all"] is True
+
+
+def test_the_recount_says_where_it_did_not_look(load: Watertower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no more profiles and rows than it may; the line for people tells of both."""
+    monkeypatch.setattr(recount, "PROFILES_CHECKED_MAX", 2)
+    ran = load(*STEADY, *LENIENT)
+    assert ran.code == 0, ran.out
+    assert re.search(r"looked at: \d+ followers of 2 of \d+ followed profiles \(to the end\), the own counts of \d+ followers", ran.out)
+    monkeypatch.setattr(recount, "LISTED_MAX", 1)
+    ran = load(*STEADY, *LENIENT)
+    assert ran.code == 0, ran.out
+    assert re.search(r"of 1 of \d+ followed profiles \(not to the end\)", ran.out)
 
 
 def test_what_is_never_seen_is_not_exact(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +283,10 @@ def test_the_reports(load: Watertower, tmp_path: Path) -> None:
     """The folder has the whole report twice, for programs and for people; what is printed for people is a summary."""
     ran = load(*DEBUT, *LENIENT, "--report", tmp_path / "new" / "folder")
     assert ran.code == 0, ran.out
-    assert f"EXACT: {FOLLOWERS} follows acknowledged, 0 lost, 0 doubled" in ran.out
+    assert (
+        f"EXACT: {FOLLOWERS} follows acknowledged, 0 lost, 0 doubled; looked at: {FOLLOWERS} followers of 1 of 1 followed profiles"
+        in ran.out
+    )
     assert "verdict: pass" in ran.out
     assert "profiles are given their followers" in ran.err
     report = json.loads((tmp_path / "new" / "folder" / "report.json").read_text("utf-8"))

@@ -164,4 +164,4 @@ class _Test:
         except ClientError:
             ledger.failed(arrival.follower, arrival.subject, arrival.pressed_s)
             raise
-        ledger.acknowledged(arrival.follower, written.token)
+        ledger.acknowledged(arrival.follower, arrival.subject, written.token)
