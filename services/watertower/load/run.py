@@ -104,8 +104,8 @@ class _Test:
             gates = [await self._opened.enter_async_context(Gate(target)) for target in (write, read)]
             write, read = (gate.address for gate in gates)
         clients = [
-            await self._opened.enter_async_context(Client(write, read, on_attempt=self._attempted))
-            for _ in range(options.clients if gates else 1)
+            await self._opened.enter_async_context(Client(write, read, on_attempt=partial(self._attempted, number)))
+            for number in range(options.clients if gates else 1)
         ]
         for client in clients:  # connected before anything is measured
             await client.counts(self._warm)
@@ -143,8 +143,8 @@ class _Test:
     async def _until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, self._start_s + at_s - self._clock.monotonic_s()))
 
-    def _attempted(self, attempt: Attempt) -> None:
-        self.recorder.attempt(max(0.0, self._clock.monotonic_s() - self._start_s), attempt)
+    def _attempted(self, client: int, attempt: Attempt) -> None:
+        self.recorder.attempt(max(0.0, self._clock.monotonic_s() - self._start_s), attempt, client)
 
     async def _one(self, arrival: Arrival) -> None:
         client = next(self._clients)
