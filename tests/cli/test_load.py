@@ -12,6 +12,7 @@ import pytest
 from tests.cli.conftest import Watertower
 from tests.cli.fakes import Event, FakeService, Refusal, serving
 from tests.docs.pages import ROOT
+from watertower.core.positions import Position, encode_position
 from watertower.load import recount, run, scenarios
 from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, OUTAGE_S_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
 from watertower.v1 import reader_pb2
@@ -227,6 +228,31 @@ def test_what_failed_is_repeated_until_it_is_known_whether_it_counts(load: Water
     assert ran.json["figures"]["write.raw_failed"] == 3
     assert ran.json["phases"]["surge"]["write"]["errors"] == {"Refused INTERNAL": sum(refused)}
     assert ran.json["recount"]["settled"] >= 1
+
+
+def test_visible_s_begins_when_sending_is_over(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeating what failed is part of it."""
+    monkeypatch.setattr(recount, "SETTLE_S_MAX", 2.0)
+
+    def never(number: int, request: Any) -> Refusal | None:
+        refuses = any(is_fan(event.actor, 7) for event in request.events)
+        return Refusal(grpc.StatusCode.UNAVAILABLE, "never") if refuses else None
+
+    service.on_record = never
+    assert load(*DEBUT, *LENIENT, "--json").json["recount"]["visible_s"] > 1.0
+
+
+def test_a_ledger_keeps_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens there are; one that callers share is decoded once."""
+    decoded: list[bytes] = []
+    add = recount.Seen.add
+    monkeypatch.setattr(recount.Seen, "add", lambda seen, token: (decoded.append(token), add(seen, token)))
+    ledger = recount.Ledger(0)
+    tokens = [encode_position(Position(1, {number % 2: number})) for number in (1, 1, 2, 3)]
+    for number, token in enumerate(tokens):
+        ledger.acknowledged(number, "bob", token)
+    assert decoded == [tokens[0], *tokens[2:]]
+    assert ledger.token() == encode_position(Position(1, {0: 2, 1: 3}))
 
 
 def test_what_stays_unknown_may_be_there_or_not(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ class Ledger:
         self._places: dict[str, int] = {}  # of each subject, in the order in which they were first followed
         self._subject = array("I")  # the place of whom each number follows
         self._failed: dict[int, tuple[str, float]] = {}  # subject and moment of those whose fate is not known
-        self._tokens: set[bytes] = set()
+        self._seen, self._last = Seen(), b""
 
     def moment(self, pressed_s: float) -> datetime:
         """The wall clock at a moment of the schedule: what a follow and its repetitions carry."""
@@ -58,7 +58,9 @@ class Ledger:
         """The follow is durable."""
         self._set(number, subject, _ACKNOWLEDGED)
         self._failed.pop(number, None)
-        self._tokens.add(token)  # callers that shared a request share a token
+        if token != self._last:  # callers that shared a request share a token
+            self._seen.add(token)
+            self._last = token
 
     def failed(self, number: int, subject: str, pressed_s: float) -> None:
         """The follow failed: it may have been recorded."""
@@ -107,10 +109,7 @@ class Ledger:
 
     def token(self) -> bytes:
         """Where in the log everything is that was acknowledged."""
-        seen = Seen()
-        for token in self._tokens:
-            seen.add(token)
-        return seen.token
+        return self._seen.token
 
     async def settle(self, client: Client, names: Names, clock: Clock) -> int:
         """Repeats what failed, to the letter, until it is acknowledged or the time is over; how many were."""
@@ -154,10 +153,10 @@ class Recount:
         self._named: list[str] = []
         self._marks = bytearray()  # of the numbers that were on the list where they belong
 
-    async def run(self, star: str | None, rng: random.Random) -> dict[str, Any]:
-        """The recount for the report: `exact`, and what it stands on. Raises ClientError where the service cannot be asked."""
+    async def run(self, star: str | None, rng: random.Random, sent_s: float) -> dict[str, Any]:
+        """The recount for the report: `exact`, and what it stands on; `sent_s`: when sending was over, on the monotonic clock. Raises ClientError where the service cannot be asked."""
         found = self._found
-        found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX)
+        found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX, sent_s)
         await self._profiles(star, rng)
         await self._actors(rng)
         found["differences"] = sum(found[name] for name in _DIFFERENCES) + (found["visible_s"] is None)
@@ -257,15 +256,15 @@ async def patiently(call: Callable[[], Awaitable[T]], clock: Clock, deadline_s: 
         await asyncio.sleep(_PAUSE_S)
 
 
-async def until_seen(session: Session, entity: str, clock: Clock, seconds: float) -> float | None:
-    """Seconds until an answer about `entity` includes everything that the session has written; None if none did in time. Raises
-    ClientError."""
+async def until_seen(session: Session, entity: str, clock: Clock, seconds: float, since_s: float | None = None) -> float | None:
+    """Seconds since a moment of the monotonic clock (default: now) until an answer about `entity` includes everything that the session
+    has written; None if none did within so many seconds from now. Raises ClientError."""
     started_s = clock.monotonic_s()
     while True:
         counts = await patiently(partial(session.counts, entity, [Metric.FOLLOWERS]), clock, started_s + seconds)
-        took_s = clock.monotonic_s() - started_s
+        now_s = clock.monotonic_s()
         if counts.freshness.satisfied:
-            return round(took_s, 3)
-        if took_s + _PAUSE_S > seconds:
+            return round(now_s - (started_s if since_s is None else since_s), 3)
+        if now_s - started_s + _PAUSE_S > seconds:
             return None
         await asyncio.sleep(_PAUSE_S)

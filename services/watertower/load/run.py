@@ -51,11 +51,13 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
             plan = SCENARIOS[options.scenario](options, names, population)
             test = _Test(plan, population.name(0), options, clock, opened)
             await test.send(say)
+            sent_s = clock.monotonic_s()
             recount, settled = None, 0
             if test.ledger.any:
                 say("recounting")
                 settled = await test.ledger.settle(direct, names, clock)
-                recount = await Recount(direct, test.ledger, names, clock).run(plan.star, random.Random(options.seed))  # noqa: S311
+                rng = random.Random(options.seed)  # noqa: S311 - what is looked at, not secrets
+                recount = await Recount(direct, test.ledger, names, clock).run(plan.star, rng, sent_s)
         except ClientError as error:
             raise LoadFailed(str(error)) from error
     herd = herd_figures(test.recorder, options) if options.scenario == "herd" else None
