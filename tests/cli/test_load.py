@@ -16,6 +16,7 @@ from watertower.core.positions import Position, encode_position
 from watertower.load import recount, run, scenarios
 from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, OUTAGE_S_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
 from watertower.v1 import reader_pb2
+from watertower.validation import PAGE_SIZE_MAX
 
 FOLLOWERS = 120
 DEBUT = ("debut", "--followers", FOLLOWERS, "--times", 20, "--profiles", 10, "--rate", 20, "--seed", 7)
@@ -228,6 +229,35 @@ def test_what_failed_is_repeated_until_it_is_known_whether_it_counts(load: Water
     assert ran.json["figures"]["write.raw_failed"] == 3
     assert ran.json["phases"]["surge"]["write"]["errors"] == {"Refused INTERNAL": sum(refused)}
     assert ran.json["recount"]["settled"] >= 1
+
+
+class OneLags(FakeService):
+    """Every answer about lists comes from a process that is behind for its first reads: without the latest rows, and it says so."""
+
+    lagging_reads = 0
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        if request.subject.endswith("-star") and request.page_size == PAGE_SIZE_MAX and self.lagging_reads > 0:
+            self.lagging_reads -= 1
+            del answer.items[0]
+            answer.freshness.position = encode_position(Position(self.generation, {0: self.offset - 1}))
+        return answer
+
+
+@pytest.mark.parametrize(("reads", "patience_s", "behind"), [(3, 60.0, 0), (1_000_000, 1.0, 1)])
+def test_a_process_that_lags_is_asked_again(
+    watertower: Watertower, monkeypatch: pytest.MonkeyPatch, reads: int, patience_s: float, behind: int
+) -> None:
+    """For a while; then that is what is wrong, and not the follows that it has not seen."""
+    monkeypatch.setattr(recount, "_PATIENCE_S", patience_s)
+    service = OneLags()
+    service.lagging_reads = reads
+    with serving(service) as target:
+        ran = watertower("load", *DEBUT, *LENIENT, "--json", "--write-target", target, "--read-target", target)
+    found = ran.json["recount"]
+    assert (ran.json["exact"], found["behind"], found["lost"], found["count_off"]) == (not behind, behind, 0, 0)
+    assert len(found["examples"]) == behind
 
 
 def test_visible_s_begins_when_sending_is_over(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,11 @@ _PATIENCE_S, _PAUSE_S = 60.0, 0.5
 _NAMED_MAX = 5
 _NOT_SENT, _UNKNOWN, _ACKNOWLEDGED = range(3)
 _LOOKED_AT = ("profiles_followed", "profiles_checked", "counted", "listed", "actors_checked")
-_DIFFERENCES = ("lost", "doubled", "strangers", "count_off", "actors_wrong")
+_DIFFERENCES = ("lost", "doubled", "strangers", "count_off", "actors_wrong", "behind")
+
+
+class _Behind(Exception):
+    """No answer includes what was acknowledged."""
 
 
 class Ledger:
@@ -157,13 +161,29 @@ class Recount:
         """The recount for the report: `exact`, and what it stands on; `sent_s`: when sending was over, on the monotonic clock. Raises ClientError where the service cannot be asked."""
         found = self._found
         found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX, sent_s)
-        await self._profiles(star, rng)
-        await self._actors(rng)
+        if found["visible_s"] is not None:  # otherwise every difference would be one of time
+            try:
+                await self._profiles(star, rng)
+                await self._actors(rng)
+            except _Behind:
+                self._differs(
+                    "behind", f"after {_PATIENCE_S:g} s an answer still left out some of what was acknowledged: the recount ended"
+                )
         found["differences"] = sum(found[name] for name in _DIFFERENCES) + (found["visible_s"] is None)
         return {"exact": not found["differences"], **found, "examples": self._named}
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(call, self._clock, self._clock.monotonic_s() + _PATIENCE_S)
+        """An answer that includes everything that was acknowledged: of several processes, one may be behind the one that was asked
+        before. Raises ClientError, and _Behind when there is none in time."""
+        deadline_s = self._clock.monotonic_s() + _PATIENCE_S
+        while True:
+            answer = await patiently(call, self._clock, deadline_s)
+            parts: list[Any] = answer if isinstance(answer, list) else [answer]
+            if all(part.freshness.satisfied for part in parts):
+                return answer
+            if self._clock.monotonic_s() + _PAUSE_S > deadline_s:
+                raise _Behind
+            await asyncio.sleep(_PAUSE_S)
 
     async def _profiles(self, star: str | None, rng: random.Random) -> None:
         """The count of whoever was followed is the length of the list, and those who were acknowledged are on it."""
