@@ -12,12 +12,15 @@ import pytest
 from tests.cli.conftest import Watertower
 from tests.cli.fakes import Event, FakeService, Refusal, serving
 from tests.docs.pages import ROOT
+from watertower.core.positions import Position, encode_position
 from watertower.load import recount, run, scenarios
 from watertower.load.limits import CLIENTS_MAX, FOLLOWERS_MAX, OUTAGE_S_MAX, PROFILES_MAX, RATE_MAX, SECONDS_MAX, TIMES_MAX
 from watertower.v1 import reader_pb2
+from watertower.validation import PAGE_SIZE_MAX
 
 FOLLOWERS = 120
 DEBUT = ("debut", "--followers", FOLLOWERS, "--times", 20, "--profiles", 10, "--rate", 20, "--seed", 7)
+STEADY = ("steady", "--seconds", 1, "--follow-rate", 50, "--profiles", 10, "--rate", 20, "--seed", 7)
 LENIENT = [part for name in ("read.p99_ms", "write.p99_ms", "generator.late_p99_ms") for part in ("--threshold", f"{name}=off")]
 """The fake is slow, in the same process: what is looked at here are the counts."""
 
@@ -92,6 +95,45 @@ class ListsAStranger(FakeService):
         return answer
 
 
+class LosesAProfilesFollower(FakeService):
+    """One follower is neither on the profile's list nor in its count; that the follower follows somebody is not forgotten."""
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        kept = [item for item in answer.items if not is_fan(item.actor, 7)]
+        del answer.items[:]
+        answer.items.extend(kept)
+        return answer
+
+    def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
+        answer = super().BatchGetCounts(request, context)
+        forgotten = [event.subject for event in self.events if is_fan(event.actor, 7)]
+        for entity, row in zip(request.entities, answer.counts, strict=True):
+            row.values[0] -= entity in forgotten
+        return answer
+
+
+class CountsOneTooManyOfAProfile(FakeService):
+    """A profile has a follower more than are on its list."""
+
+    def BatchGetCounts(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.BatchGetCountsResponse:  # noqa: N802
+        answer = super().BatchGetCounts(request, context)
+        for entity, row in zip(request.entities, answer.counts, strict=True):
+            row.values[0] += entity == "load-profile-0"
+        return answer
+
+
+class ListsElsewhere(FakeService):
+    """A follower of one profile is on the list of another one."""
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        fans = [event for event in self.events if is_fan(event.actor, 7)]
+        if request.subject == "load-profile-1" and fans and fans[0].subject != request.subject:
+            answer.items[-1].actor = fans[0].actor
+        return answer
+
+
 def test_a_service_that_counts_right_passes(load: Watertower) -> None:
     """Presses that arrive twice included. The last line is the report, without its timeline."""
     ran = load(*DEBUT, *LENIENT, "--json")
@@ -104,23 +146,55 @@ def test_a_service_that_counts_right_passes(load: Watertower) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lying", "figure", "example"),
+    ("scenario", "lying", "figure", "example"),
     [
-        (Loses, "lost", "fan-7 was acknowledged and is not listed"),
-        (CountsOneTooMany, "count_off", "-star has 121 followers, 120 are listed, 120 were acknowledged"),
-        (CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
-        (ListsTwice, "doubled", "fan-7 is listed twice"),
-        (ListsAStranger, "strangers", "ann is listed and was not sent"),
+        (DEBUT, Loses, "lost", "fan-7 was acknowledged and is not listed"),
+        (DEBUT, CountsOneTooMany, "count_off", "-star has 121 followers, 120 are listed, 120 were acknowledged"),
+        (DEBUT, CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
+        (DEBUT, ListsTwice, "doubled", "fan-7 is listed twice"),
+        (DEBUT, ListsAStranger, "strangers", "ann is listed at load-"),
+        (STEADY, Loses, "lost", "fan-7 was acknowledged and is not listed at load-profile-"),
+        (STEADY, LosesAProfilesFollower, "lost", "fan-7 was acknowledged and is not listed at load-profile-"),
+        (STEADY, CountsOneTooManyOfAProfile, "count_off", "load-profile-0 has "),
+        (STEADY, CountsAnActorTwice, "actors_wrong", "fan-7 follows 2 accounts, 1 was acknowledged"),
+        (STEADY, ListsTwice, "doubled", "fan-7 is listed twice at load-profile-"),
+        (STEADY, ListsElsewhere, "strangers", "fan-7 is listed at load-profile-1 and was not sent"),
     ],
 )
-def test_every_planted_difference_is_found(watertower: Watertower, lying: Callable[[], FakeService], figure: str, example: str) -> None:
+def test_every_planted_difference_is_found(
+    watertower: Watertower, scenario: tuple[object, ...], lying: Callable[[], FakeService], figure: str, example: str
+) -> None:
     """Exit code 1, and the report says which."""
     with serving(lying()) as target:
-        ran = watertower("load", *DEBUT, *LENIENT, "--json", "--write-target", target, "--read-target", target)
+        ran = watertower("load", *scenario, *LENIENT, "--json", "--write-target", target, "--read-target", target)
     assert ran.code == 1
     assert (ran.json["verdict"], ran.json["exact"]) == ("not exact", False)
     assert ran.json["recount"][figure] == 1
     assert any(example in said for said in ran.json["recount"]["examples"])
+
+
+def test_steady_is_recounted_at_the_profiles(load: Watertower, service: FakeService) -> None:
+    """At all that were followed; a second run, whose profiles have the followers of the first one, is exact, too."""
+    for number in range(2):
+        ran = load(*STEADY, *LENIENT, "--json")
+        assert ran.code == 0, ran.out
+        found = ran.json["recount"]
+        followed = {event.subject for event in service.events if f"-{ran.json['options']['run']}-fan-" in event.actor}
+        assert found["profiles_checked"] == found["profiles_followed"] == len(followed) > 1
+        assert found["counted"] == found["listed"] >= ran.json["acknowledged"] * (number + 1)
+        assert found["listed_all"] is True
+
+
+def test_the_recount_says_where_it_did_not_look(load: Watertower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no more profiles and rows than it may; the line for people tells of both."""
+    monkeypatch.setattr(recount, "PROFILES_CHECKED_MAX", 2)
+    ran = load(*STEADY, *LENIENT)
+    assert ran.code == 0, ran.out
+    assert re.search(r"looked at: \d+ followers of 2 of \d+ followed profiles \(to the end\), the own counts of \d+ followers", ran.out)
+    monkeypatch.setattr(recount, "LISTED_MAX", 1)
+    ran = load(*STEADY, *LENIENT)
+    assert ran.code == 0, ran.out
+    assert re.search(r"of 1 of \d+ followed profiles \(not to the end\)", ran.out)
 
 
 def test_what_is_never_seen_is_not_exact(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +229,60 @@ def test_what_failed_is_repeated_until_it_is_known_whether_it_counts(load: Water
     assert ran.json["figures"]["write.raw_failed"] == 3
     assert ran.json["phases"]["surge"]["write"]["errors"] == {"Refused INTERNAL": sum(refused)}
     assert ran.json["recount"]["settled"] >= 1
+
+
+class OneLags(FakeService):
+    """Every answer about lists comes from a process that is behind for its first reads: without the latest rows, and it says so."""
+
+    lagging_reads = 0
+
+    def ListActors(self, request: Any, context: grpc.ServicerContext) -> reader_pb2.ListActorsResponse:  # noqa: N802
+        answer = super().ListActors(request, context)
+        if request.subject.endswith("-star") and request.page_size == PAGE_SIZE_MAX and self.lagging_reads > 0:
+            self.lagging_reads -= 1
+            del answer.items[0]
+            answer.freshness.position = encode_position(Position(self.generation, {0: self.offset - 1}))
+        return answer
+
+
+@pytest.mark.parametrize(("reads", "patience_s", "behind"), [(3, 60.0, 0), (1_000_000, 1.0, 1)])
+def test_a_process_that_lags_is_asked_again(
+    watertower: Watertower, monkeypatch: pytest.MonkeyPatch, reads: int, patience_s: float, behind: int
+) -> None:
+    """For a while; then that is what is wrong, and not the follows that it has not seen."""
+    monkeypatch.setattr(recount, "_PATIENCE_S", patience_s)
+    service = OneLags()
+    service.lagging_reads = reads
+    with serving(service) as target:
+        ran = watertower("load", *DEBUT, *LENIENT, "--json", "--write-target", target, "--read-target", target)
+    found = ran.json["recount"]
+    assert (ran.json["exact"], found["behind"], found["lost"], found["count_off"]) == (not behind, behind, 0, 0)
+    assert len(found["examples"]) == behind
+
+
+def test_visible_s_begins_when_sending_is_over(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeating what failed is part of it."""
+    monkeypatch.setattr(recount, "SETTLE_S_MAX", 2.0)
+
+    def never(number: int, request: Any) -> Refusal | None:
+        refuses = any(is_fan(event.actor, 7) for event in request.events)
+        return Refusal(grpc.StatusCode.UNAVAILABLE, "never") if refuses else None
+
+    service.on_record = never
+    assert load(*DEBUT, *LENIENT, "--json").json["recount"]["visible_s"] > 1.0
+
+
+def test_a_ledger_keeps_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens there are; one that callers share is decoded once."""
+    decoded: list[bytes] = []
+    add = recount.Seen.add
+    monkeypatch.setattr(recount.Seen, "add", lambda seen, token: (decoded.append(token), add(seen, token)))
+    ledger = recount.Ledger(0)
+    tokens = [encode_position(Position(1, {number % 2: number})) for number in (1, 1, 2, 3)]
+    for number, token in enumerate(tokens):
+        ledger.acknowledged(number, "bob", token)
+    assert decoded == [tokens[0], *tokens[2:]]
+    assert ledger.token() == encode_position(Position(1, {0: 2, 1: 3}))
 
 
 def test_what_stays_unknown_may_be_there_or_not(load: Watertower, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +339,10 @@ def test_the_reports(load: Watertower, tmp_path: Path) -> None:
     """The folder has the whole report twice, for programs and for people; what is printed for people is a summary."""
     ran = load(*DEBUT, *LENIENT, "--report", tmp_path / "new" / "folder")
     assert ran.code == 0, ran.out
-    assert f"EXACT: {FOLLOWERS} follows acknowledged, 0 lost, 0 doubled" in ran.out
+    assert (
+        f"EXACT: {FOLLOWERS} follows acknowledged, 0 lost, 0 doubled; looked at: {FOLLOWERS} followers of 1 of 1 followed profiles"
+        in ran.out
+    )
     assert "verdict: pass" in ran.out
     assert "profiles are given their followers" in ran.err
     report = json.loads((tmp_path / "new" / "folder" / "report.json").read_text("utf-8"))

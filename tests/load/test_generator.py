@@ -115,3 +115,24 @@ def test_a_fault_of_the_load_test_itself_ends_it() -> None:
             await sent(faulty, [0.0])
 
     run(test)
+
+
+def test_a_fault_ends_it_at_once() -> None:
+    """Neither the rest of the schedule nor an answer that is long in coming is waited for."""
+    calls: list[float] = []
+
+    async def faulty(arrival: Arrival) -> None:
+        calls.append(arrival.at_s)
+        if arrival.at_s == 0.05:
+            raise ZeroDivisionError
+        await asyncio.sleep(60.0)
+
+    async def test() -> None:
+        for rest in ([0.1, 60.0], []):
+            calls.clear()
+            with pytest.raises(ZeroDivisionError):
+                async with asyncio.timeout(10.0):
+                    await sent(faulty, [0.0, 0.05, *rest])
+            assert calls == [0.0, 0.05]
+
+    run(test)

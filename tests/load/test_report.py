@@ -5,7 +5,7 @@ import pytest
 
 from watertower.client import Attempt, Unavailable
 from watertower.client.errors import Refusal
-from watertower.load.herd import CALM_S, recovered_s
+from watertower.load.herd import CALM_S, herd_figures, recovered_s
 from watertower.load.measure import Recorder
 from watertower.load.report import Run, markdown, one_line, report_of, sparkline
 from watertower.load.scenarios import Options, Plan
@@ -122,3 +122,32 @@ def test_recovered_is_calm_for_some_seconds() -> None:
     assert recovered_s(bad, 0, 20.0) is None
     assert recovered_s([*bad, row(7, 20.0), row(8, 5.0), row(9, 5.0)], 0, 20.0) == 7
     assert recovered_s([row(n, 5.0) for n in range(10)], 4, 20.0) == 0
+
+
+HERD = (Phase("before", 0.0, 5.0), Phase("outage", 5.0, 10.0), Phase("after", 10.0, 15.0))
+
+
+def herd_of(retries: dict[tuple[int, str], int], last_s: float = 9.0) -> dict[str, object]:
+    """Fifty clients that send 25 requests each, and so many retries by client and method, from 5 s to `last_s`."""
+    recorder = Recorder(HERD)
+    for client in range(50):
+        for number in range(25):
+            recorder.attempt(number / 5, attempt("BatchGetCounts"), client)
+    for (client, method), count in retries.items():
+        recorder.attempt(5.0, attempt(method, 0, grpc.StatusCode.UNAVAILABLE), client)
+        for number in range(count):
+            recorder.attempt(last_s if number == count - 1 else 6.0, attempt(method, 1, grpc.StatusCode.UNAVAILABLE), client)
+    return herd_figures(recorder, OPTIONS._replace(scenario="herd", clients=50))
+
+
+def test_a_retry_budget_is_held_against_each_client_and_server() -> None:
+    """10 % of 26 requests and a reserve of 10 are 12; to the writer 10. What others have left is no excuse."""
+    figures = herd_of({(3, "BatchGetCounts"): 12, (3, "RecordEvents"): 10})
+    assert (figures["retries"], figures["retries_over_budget"]) == (22, 0)
+    figures = herd_of({(3, "BatchGetCounts"): 13, (4, "RecordEvents"): 12})
+    assert (figures["retries"], figures["retries_over_budget"]) == (25, 3)
+
+
+def test_a_retry_budget_has_its_reserve_again_after_its_window() -> None:
+    figures = herd_of({(3, "BatchGetCounts"): 22}, last_s=14.9)
+    assert figures["retries_over_budget"] == 0

@@ -85,7 +85,7 @@ def load(
 
 def _show(report: dict[str, Any]) -> None:
     """The summary for people."""
-    from watertower.load.report import FAILURE_COLUMNS, LATENCY_COLUMNS, failure_rows, latency_rows, shown, timelines
+    from watertower.load.report import FAILURE_COLUMNS, LATENCY_COLUMNS, failure_rows, latency_rows, recounted, shown, timelines
 
     output.print_table(LATENCY_COLUMNS, latency_rows(report), numbers=LATENCY_COLUMNS[2:])
     output.print_lines([""])
@@ -97,7 +97,5 @@ def _show(report: dict[str, Any]) -> None:
     output.print_lines(["", *(f"{name:<14} {line}  max {shown(largest)}" for name, line, largest in timelines(report["timeline"]))])
     recount = report["recount"]
     if recount is not None:
-        said = "EXACT" if report["exact"] else "NOT EXACT"
-        lines = [f"{said}: {recount['acknowledged']:,} follows acknowledged, {recount['lost']:,} lost, {recount['doubled']:,} doubled"]
-        output.print_lines(["", *lines, *recount["examples"]])
+        output.print_lines(["", recounted(recount), *recount["examples"]])
     output.print_lines([f"verdict: {report['verdict']}"])

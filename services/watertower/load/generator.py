@@ -29,22 +29,30 @@ class Generator:
         """`send` may raise ClientError."""
         self._send, self._recorder, self._clock = send, recorder, clock
         self._under_way: set[asyncio.Task[None]] = set()
+        self._fault: BaseException | None = None  # of the load test itself
 
     async def run(self, arrivals: Iterator[Arrival], start_s: float) -> None:
         """Sends everything, `start_s` being moment 0 of the schedule; returns when everything has ended. Raises what `send` raises but
-        for ClientError."""
+        for ClientError, as soon as it has: what is under way is ended, and nothing more is sent."""
         burst = 0
-        for arrival in arrivals:
-            wait_s = start_s + arrival.at_s - self._clock.monotonic_s()
-            if wait_s > 0.0 or burst >= BURST_MAX:
-                await asyncio.sleep(max(0.0, wait_s))
-                burst = 0
-            burst += 1
-            self._begin(arrival, start_s + arrival.at_s)
-        while self._under_way:
-            done, _ = await asyncio.wait(self._under_way)
-            for task in done:
-                task.result()
+        try:
+            for arrival in arrivals:
+                wait_s = start_s + arrival.at_s - self._clock.monotonic_s()
+                if wait_s > 0.0 or burst >= BURST_MAX:
+                    await asyncio.sleep(max(0.0, wait_s))
+                    burst = 0
+                if self._fault is not None:
+                    raise self._fault
+                burst += 1
+                self._begin(arrival, start_s + arrival.at_s)
+            while self._under_way:
+                await asyncio.wait(self._under_way, return_when=asyncio.FIRST_EXCEPTION)
+                if self._fault is not None:
+                    raise self._fault
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _begin(self, arrival: Arrival, due_s: float) -> None:
         if len(self._under_way) >= IN_FLIGHT_MAX:
@@ -56,8 +64,9 @@ class Generator:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and task.exception() is None:
-            self._under_way.discard(task)  # one that failed is kept, for `run` to raise
+        self._under_way.discard(task)
+        if not task.cancelled():
+            self._fault = self._fault or task.exception()
 
     async def _one(self, arrival: Arrival, due_s: float) -> None:
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from watertower.client import ClientOptions
 from watertower.client.retries import BUDGET_WINDOW_S
-from watertower.load.measure import SIDES, Recorder, ms
+from watertower.load.measure import Recorder, Tally, ms
 from watertower.load.scenarios import AFTER, BEFORE, Options
 
 NORMAL_FACTOR, NORMAL_MS_LEAST = 2.0, 20.0
@@ -19,16 +19,15 @@ def herd_figures(recorder: Recorder, options: Options) -> dict[str, Any]:
     """For the report."""
     normal_ms = max(NORMAL_MS_LEAST, NORMAL_FACTOR * (ms(recorder.of_side(BEFORE, "read").latencies.percentile_s(0.99)) or 0.0))
     back_s = next(phase.start_s for phase in recorder.phases if phase.name == AFTER)
-    retries = sum(attempts.retries for attempts in recorder.attempts.values())
-    budget = _budget(recorder, options)
+    tallies = list(recorder.tallies.values())
     return {
         "clients": options.clients,
         "outage_s": options.outage_s,
         "normal_ms": round(normal_ms, 3),
         "recovered_s": recovered_s(recorder.timeline(), ceil(back_s), normal_ms),
-        "retries": retries,
-        "retries_budget": budget,
-        "retries_over_budget": max(0, retries - budget),
+        "retries": sum(tally.retries for tally in tallies),
+        "retries_budget": sum(map(_budget, tallies)),
+        "retries_over_budget": sum(max(0, tally.retries - _budget(tally)) for tally in tallies),
     }
 
 
@@ -44,10 +43,10 @@ def recovered_s(timeline: list[dict[str, Any]], back: int, normal_ms: float) -> 
     return None
 
 
-def _budget(recorder: Recorder, options: Options) -> int:
-    """Retries that all clients together may have made: of each, and for each of its two servers, a share of its requests and its reserve
-    in every window."""
+def _budget(tally: Tally) -> int:
+    """Retries that a client may have made of one server: a share of its requests, and its reserve in every window in which it retried.
+    A budget is nobody else's: what another client has left excuses no retry."""
     rules = ClientOptions()
-    first = sum(attempts.sent - attempts.retries for attempts in recorder.attempts.values())
-    windows = ceil(recorder.phases[-1].end_s / BUDGET_WINDOW_S) + 1
-    return first * rules.retry_percent_max // 100 + options.clients * len(SIDES) * rules.retry_reserve_max * windows
+    # A window forgets in steps of a twentieth, so it may be that much shorter.
+    windows = int(tally.retried_for_s / (BUDGET_WINDOW_S * 0.95)) + 1
+    return tally.first * rules.retry_percent_max // 100 + rules.retry_reserve_max * windows

@@ -83,6 +83,29 @@ class Attempts:
         }
 
 
+class Tally:
+    """The requests of one client to one of its servers: what its retry budget is held against."""
+
+    def __init__(self) -> None:
+        self.first = self.retries = 0
+        self._failed_s = self._retried_s = 0.0
+
+    def add(self, at_s: float, attempt: Attempt) -> None:
+        """A request ended at `at_s`."""
+        if attempt.number == 0:
+            self.first += 1
+        else:
+            self.retries += 1
+            self._retried_s = max(self._retried_s, at_s - attempt.took_s)
+        if attempt.status is not grpc.StatusCode.OK and not self._failed_s:
+            self._failed_s = at_s
+
+    @property
+    def retried_for_s(self) -> float:
+        """Seconds within which all retries were taken: none is before the first failure, nor after the last one was sent."""
+        return max(0.0, self._retried_s - self._failed_s)
+
+
 class Second:
     """One second of the timeline, by when calls were due."""
 
@@ -100,6 +123,7 @@ class Recorder:
         self._starts = [phase.start_s for phase in phases]
         self.calls: dict[tuple[str, str], Calls] = defaultdict(Calls)  # by phase and call
         self.attempts: dict[tuple[str, str], Attempts] = defaultdict(Attempts)  # by phase and side
+        self.tallies: dict[tuple[int, str], Tally] = defaultdict(Tally)  # by client and side
         self.seconds: dict[int, Second] = defaultdict(Second)
         self.late = Histogram()
         """How long after it was due each call was sent."""
@@ -131,10 +155,11 @@ class Recorder:
         for calls in self._both(call, at_s):
             calls.unsent += 1
 
-    def attempt(self, at_s: float, attempt: Attempt) -> None:
-        """A request ended at `at_s`."""
+    def attempt(self, at_s: float, attempt: Attempt, client: int = 0) -> None:
+        """A request of the client with this number ended at `at_s`."""
         side = "write" if attempt.method in WRITES else "read"
         self.attempts[self.phase(at_s), side].add(attempt)
+        self.tallies[client, side].add(at_s, attempt)
         if attempt.status is not grpc.StatusCode.OK:
             self.seconds[int(at_s)].raw_failed += 1
 

@@ -87,6 +87,16 @@ def _side(recorder: Recorder, phase: str, side: str, seconds: float) -> dict[str
     return recorder.of_side(phase, side).figures(seconds) | recorder.attempts[phase, side].figures()
 
 
+def recounted(recount: Mapping[str, Any]) -> str:
+    """One line for people: what the recount found, and what it has looked at."""
+    lists = "to the end" if recount["listed_all"] else "not to the end"
+    return (
+        f"{'EXACT' if recount['exact'] else 'NOT EXACT'}: {recount['acknowledged']:,} follows acknowledged, {recount['lost']:,} lost, "
+        f"{recount['doubled']:,} doubled; looked at: {recount['listed']:,} followers of {recount['profiles_checked']:,} of "
+        f"{recount['profiles_followed']:,} followed profiles ({lists}), the own counts of {recount['actors_checked']:,} followers"
+    )
+
+
 def sparkline(values: Sequence[float | None]) -> str:
     """One character a column, its height by the largest value; a dot where nothing was measured."""
     per_column = -(-len(values) // SPARKLINE_COLUMNS_MAX) or 1

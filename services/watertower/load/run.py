@@ -51,11 +51,13 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
             plan = SCENARIOS[options.scenario](options, names, population)
             test = _Test(plan, population.name(0), options, clock, opened)
             await test.send(say)
+            sent_s = clock.monotonic_s()
             recount, settled = None, 0
             if test.ledger.any:
                 say("recounting")
                 settled = await test.ledger.settle(direct, names, clock)
-                recount = await Recount(direct, test.ledger, names, clock).run(plan.star, random.Random(options.seed))  # noqa: S311
+                rng = random.Random(options.seed)  # noqa: S311 - what is looked at, not secrets
+                recount = await Recount(direct, test.ledger, names, clock).run(plan.star, rng, sent_s)
         except ClientError as error:
             raise LoadFailed(str(error)) from error
     herd = herd_figures(test.recorder, options) if options.scenario == "herd" else None
@@ -104,8 +106,8 @@ class _Test:
             gates = [await self._opened.enter_async_context(Gate(target)) for target in (write, read)]
             write, read = (gate.address for gate in gates)
         clients = [
-            await self._opened.enter_async_context(Client(write, read, on_attempt=self._attempted))
-            for _ in range(options.clients if gates else 1)
+            await self._opened.enter_async_context(Client(write, read, on_attempt=partial(self._attempted, number)))
+            for number in range(options.clients if gates else 1)
         ]
         for client in clients:  # connected before anything is measured
             await client.counts(self._warm)
@@ -143,8 +145,8 @@ class _Test:
     async def _until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, self._start_s + at_s - self._clock.monotonic_s()))
 
-    def _attempted(self, attempt: Attempt) -> None:
-        self.recorder.attempt(max(0.0, self._clock.monotonic_s() - self._start_s), attempt)
+    def _attempted(self, client: int, attempt: Attempt) -> None:
+        self.recorder.attempt(max(0.0, self._clock.monotonic_s() - self._start_s), attempt, client)
 
     async def _one(self, arrival: Arrival) -> None:
         client = next(self._clients)
@@ -164,4 +166,4 @@ class _Test:
         except ClientError:
             ledger.failed(arrival.follower, arrival.subject, arrival.pressed_s)
             raise
-        ledger.acknowledged(arrival.follower, written.token)
+        ledger.acknowledged(arrival.follower, arrival.subject, written.token)
