@@ -19,6 +19,7 @@ from watertower.audit import audit
 from watertower.backends import rocksdb_copy
 from watertower.backends.rocksdb import RocksDbStore
 from watertower.backends.sqlite import SqliteLogReader, SqliteLogWriter
+from watertower.backends.sqlite_copy import LogCopier
 from watertower.bootstrap import backup as backup_module
 from watertower.bootstrap import embedded
 from watertower.bootstrap.backup import Backup, backup
@@ -27,7 +28,7 @@ from watertower.config import ProjectorSettings
 from watertower.core.model import EventBatch
 from watertower.core.sharding import partition_of
 from watertower.datafolder import MARKER, open_or_create
-from watertower.errors import BackendUnavailable, BackupRefused, StartRefused
+from watertower.errors import BackendRefused, BackendUnavailable, BackupRefused, StartRefused
 from watertower.ports import StoreIdentity
 from watertower.projector.projector import Projector
 from watertower.testing.clock import FakeClock
@@ -405,6 +406,36 @@ def test_what_is_no_data_folder_is_refused(tmp_path: Path) -> None:
     SqliteLogReader(made.log_path, made.commits_path, made.identity).close()
     with pytest.raises(BackendUnavailable, match="there is no store"):
         backup(tmp_path / "data", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("lost", ["CURRENT", "MANIFEST-*"])
+def test_a_damaged_store_is_refused(folder: Folder, tmp_path: Path, lost: str) -> None:
+    """In the words of a start on it: that trying again helps would be wrong. An empty folder is what a start takes for none."""
+    folder.close()
+    store = folder.path / "store"
+    for file in store.glob(lost):
+        file.unlink()
+    with pytest.raises(StartRefused, match=r"is damaged \(the file CURRENT is missing, or names a manifest that is\): put back a backup"):
+        backup(folder.path, tmp_path / "copy")
+    shutil.rmtree(store)
+    store.mkdir()
+    with pytest.raises(BackendUnavailable, match="there is no store"):
+        backup(folder.path, tmp_path / "copy")
+    assert left(folder, tmp_path / "copy") == []
+
+
+def test_a_damaged_log_is_refused(folder: Folder, tmp_path: Path) -> None:
+    """In the words of a start on it, or, where the damage comes later, in those of a reader."""
+    folder.close()
+    made = open_or_create(folder.path, PARTITIONS)
+    copier = LogCopier(made.log_path, made.identity)
+    made.log_path.write_bytes(b"no database" * 1_000)
+    with pytest.raises(StartRefused, match=r"log\.sqlite cannot be opened: file is not a database.*restore the data folder"):
+        backup(folder.path, tmp_path / "copy")
+    assert left(folder, tmp_path / "copy") == []
+    with pytest.raises(BackendRefused, match=r"the log is damaged: .*; stop the service and restore"):
+        copier.copy(tmp_path / "log")
+    copier.close()
 
 
 def test_the_command(folder: Folder, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from watertower.backends import cells
 from watertower.backends import rocksdb_keys as keys
-from watertower.backends.rocksdb_open import DRIVER_ERRORS, manifest, open_secondary, scan
+from watertower.backends.rocksdb_open import DRIVER_ERRORS, damaged, manifest, open_secondary, scan
 from watertower.core.model import Progress
 from watertower.errors import BackendUnavailable
 from watertower.ports import StoreIdentity
@@ -41,20 +41,25 @@ def copy_store(path: Path, into: Path) -> None:
     """Makes the new folder `into` a copy of the store at `path` as of one moment of this call; tables are hard links, so both must be on
     one file system. Not synced, and `drop_dead_tables` must come before anything writes there.
 
-    Raises BackendUnavailable where there is no store or it changes faster than it can be copied; OSError.
+    Raises BackendUnavailable where there is no store yet or it changes faster than it can be copied; StartRefused where it is damaged;
+    OSError.
     """
+    if not path.exists() or not any(path.iterdir()):
+        raise BackendUnavailable(f"there is no store at {path} yet: a projector creates it when it starts")
+    met = False
     for _ in range(LINK_ATTEMPTS_MAX):
         before = manifest(path)
-        if before is None:
-            if not path.exists():
-                raise BackendUnavailable(f"there is no store at {path} yet: a projector creates it when it starts")
+        if before is None:  # for a moment, while an owner changes over to another one
             continue
+        met = True
         into.mkdir(mode=0o700)
         logs = _link(path, into, before[0])
         if manifest(path) == before:
             break
         shutil.rmtree(into)
     else:
+        if not met:
+            raise damaged(path, "the file CURRENT is missing, or names a manifest that is")
         raise BackendUnavailable(f"the store at {path} changes faster than it can be copied")
     # The owner goes on appending to these: from here on they are files of our own, which end at that moment.
     for name, size in {**logs, before[0]: before[1]}.items():

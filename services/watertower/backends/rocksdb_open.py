@@ -91,7 +91,7 @@ def open_owner(path: Path, identity: StoreIdentity, write_buffer_bytes: int, blo
         if not path.exists() or not any(path.iterdir()):
             _create(path, options)
         if not (path / "CURRENT").exists():
-            raise _damaged(path, "the file CURRENT is missing")
+            raise damaged(path, "the file CURRENT is missing")
         db = _open(path, options, AccessType.read_write())
     except StartRefused:
         raise
@@ -101,7 +101,7 @@ def open_owner(path: Path, identity: StoreIdentity, write_buffer_bytes: int, blo
         raise _open_failure(path, error) from error
     if not _has_identity(db, path, identity):
         if any(True for _ in scan(db, b"", limit=1)):
-            raise _damaged(path, "it has rows but does not say which log they were made from")
+            raise damaged(path, "it has rows but does not say which log they were made from")
         _write_identity(db, identity)
     return db
 
@@ -287,11 +287,12 @@ def _open_failure(path: Path, error: Exception) -> Exception:
     if "LOCK" in message and ("lock hold by current process" in message or "While lock file" in message):
         return StartRefused(f"the store at {path} is in use by another process: stop that one first")
     if isinstance(translated(message), BackendRefused):
-        return _damaged(path, message)
+        return damaged(path, message)
     return BackendUnavailable(f"the store at {path} cannot be opened: {message}")
 
 
-def _damaged(path: Path, why: str) -> StartRefused:
+def damaged(path: Path, why: str) -> StartRefused:
+    """The refusal of a store whose files are not what an owner leaves."""
     return StartRefused(f"the store at {path} is damaged ({why}): put back a backup of the data folder; nothing was changed")
 
 
@@ -306,7 +307,7 @@ def _has_identity(db: Rdict, path: Path, expected: StoreIdentity) -> bool:
         newer = int(found["format"]) > FORMAT
         same = not newer and (found["log_id"], found["partitions"], found["generation"]) == (*expected.log, expected.generation)
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"its identity is not readable: {error!r}") from error
+        raise damaged(path, f"its identity is not readable: {error!r}") from error
     if newer:
         raise StartRefused(
             f"the store at {path} has format {found['format']}, this version reads up to {FORMAT}: start the version that wrote it or a "

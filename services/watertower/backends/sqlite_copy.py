@@ -3,8 +3,8 @@
 import sqlite3
 from pathlib import Path
 
-from watertower.backends.sqlite_file import open_log
-from watertower.errors import BackendRefused, BackendUnavailable, BackupRefused
+from watertower.backends.sqlite_file import open_failure, open_log, translated
+from watertower.errors import BackupRefused
 from watertower.ports import LogIdentity
 
 
@@ -12,15 +12,18 @@ class LogCopier:
     """A connection to the log that is open already when the moment comes."""
 
     def __init__(self, path: Path, identity: LogIdentity) -> None:
-        """Raises StartRefused where it is another log, BackendUnavailable where it cannot be opened."""
+        """Raises StartRefused where it is another log or damaged, or this user may not open it; BackendUnavailable where that may pass."""
         try:
             self._connection = open_log(path, identity)
         except sqlite3.Error as error:
-            raise BackendUnavailable(f"the log {path} cannot be opened: {error}") from error
+            raise open_failure(path, error) from error
 
     def size(self) -> int:
-        """Bytes of a copy, about."""
-        (pages,), (page_bytes,) = (self._connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        """Bytes of a copy, about. Raises BackendUnavailable, BackendRefused."""
+        try:
+            (pages,), (page_bytes,) = (self._connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        except sqlite3.Error as error:
+            raise translated(error, "the log cannot be read") from error
         return int(pages) * int(page_bytes)
 
     def copy(self, target: Path) -> None:
@@ -36,12 +39,9 @@ class LogCopier:
             finally:
                 copy.close()
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code == sqlite3.SQLITE_FULL:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
                 raise BackupRefused(f"no space is left for {target}: free some, or choose another target") from error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise BackendRefused(f"the log is damaged: {error}") from error
-            raise BackendUnavailable(f"the log cannot be copied: {error}") from error
+            raise translated(error, "the log cannot be copied") from error
 
     def close(self) -> None:
         """Idempotent."""

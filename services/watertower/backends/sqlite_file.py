@@ -52,12 +52,7 @@ class LogFile:
                 _create(path, identity, commits)
             self._connection: sqlite3.Connection | None = open_log(path, identity)
         except (sqlite3.Error, OSError) as error:
-            if _may_pass(error):
-                raise BackendUnavailable(f"the log {path} cannot be opened: {error}") from error
-            raise StartRefused(
-                f"the log {path} cannot be opened: {error}; give this user the right to write the data folder and see that its disk has "
-                "space; if the file is damaged, restore the data folder from a backup"
-            ) from error
+            raise open_failure(path, error) from error
 
     @contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
@@ -71,9 +66,7 @@ class LogFile:
             raise BackendRefused(str(error)) from error
         except sqlite3.Error as error:
             self.drop()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise BackendRefused(f"the log is damaged: {error}; stop the service and restore the data folder from a backup") from error
-            raise BackendUnavailable(f"the log does not answer: {error}") from error
+            raise translated(error, "the log does not answer") from error
 
     def drop(self) -> None:
         """Closes the connection; a transaction that is open is undone."""
@@ -81,6 +74,23 @@ class LogFile:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+
+def translated(error: sqlite3.Error, otherwise: str) -> BackendUnavailable | BackendRefused:
+    """What SQLite's error about an open log means to a caller: damage, or that `otherwise` is so, which may pass."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return BackendRefused(f"the log is damaged: {error}; stop the service and restore the data folder from a backup")
+    return BackendUnavailable(f"{otherwise}: {error}")
+
+
+def open_failure(path: Path, error: sqlite3.Error | OSError) -> BackendUnavailable | StartRefused:
+    """What an error at the opening of the log means."""
+    if _may_pass(error):
+        return BackendUnavailable(f"the log {path} cannot be opened: {error}")
+    return StartRefused(
+        f"the log {path} cannot be opened: {error}; give this user the right to write the data folder and see that its disk has "
+        "space; if the file is damaged, restore the data folder from a backup"
+    )
 
 
 def _may_pass(error: sqlite3.Error | OSError) -> bool:

@@ -52,7 +52,8 @@ def backup(data: Path, target: Path) -> Backup:
 
     Until then it is called TARGET.part; what an error leaves of that is removed, what a death leaves the next backup removes. Raises
     BackupRefused for a target that breaks a rule or has no space; StartRefused for a folder `data` that is none of ours, is damaged, or
-    whose log and store do not belong together; BackendUnavailable where trying again may help.
+    whose log and store do not belong together; BackendRefused for a log whose damage shows only while it is read; BackendUnavailable
+    where trying again may help.
     """
     folder = open_existing(data)
     _check_target(folder, target)
