@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.chart import PRESETS, ROOT, Object, objects, parsed, schema_problems, template
+from tests.docs.pages import POD_BACKUP, block_of
 from watertower.backends.kafka_client import KafkaSettings
 
 EVERYTHING = (
@@ -409,3 +410,32 @@ def test_presets_are_all_there_is() -> None:
 
 def _component(labels: dict[str, str]) -> str:
     return labels["app.kubernetes.io/component"]
+
+
+def test_the_page_backs_up_and_restores_what_the_chart_makes() -> None:
+    """Names, folders and the pod of docs/kubernetes.md are those of the preset; the pod may run wherever the preset's may."""
+    made = objects("embedded")
+    (pod_set,) = of_kind(made, "StatefulSet")
+    spec = pod_set["spec"]["template"]["spec"]
+    query = next(container for container in spec["containers"] if container["name"] == "query")
+    (mount,) = (mount for mount in query["volumeMounts"] if mount["name"] == "data")
+    data = next(variable["value"] for variable in query["env"] if variable["name"] == "WATERTOWER_DATA")
+    name = pod_set["metadata"]["name"]
+    backup, restore = (block_of(*place).text for place in POD_BACKUP)
+    assert (
+        f"exec {name}-0 --namespace watertower --container query -- watertower backup --data {data} {mount['mountPath']}/backup" in backup
+    )
+    assert f"mv {data} {mount['mountPath']}/before && mv {mount['mountPath']}/backup {data}" in restore
+    assert f"scale statefulset {name} " in restore
+
+    manifest = restore.split("<<'END'\n")[1].split("END\n")[0]
+    assert schema_problems(manifest) == ""
+    (pod,) = parsed(manifest)
+    (container,) = pod["spec"]["containers"]
+    assert pod["spec"]["securityContext"] == {key: spec["securityContext"][key] for key in pod["spec"]["securityContext"]}
+    assert set(spec["securityContext"]) - set(pod["spec"]["securityContext"]) == {"fsGroupChangePolicy"}
+    assert container["securityContext"] == query["securityContext"]
+    assert container["image"] == query["image"]
+    assert container["volumeMounts"] == [mount]
+    claim = f"{pod_set['spec']['volumeClaimTemplates'][0]['metadata']['name']}-{name}-0"
+    assert pod["spec"]["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]

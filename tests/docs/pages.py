@@ -57,6 +57,9 @@ def blocks(page: Path) -> Iterator[Block]:
 CLUSTER_BACKUP = (("cluster.md", "nodetool snapshot"), ("cluster.md", "nodetool import"))
 """The backup of a cluster and its restoration: pages with a word of the block. tests/engines/test_backup.py runs them."""
 
+POD_BACKUP = (("kubernetes.md", "-cf - backup"), ("kubernetes.md", "name: restore"))
+"""The same of an embedded pod. tests/deploy holds what they name against the chart."""
+
 
 def block_of(page: str, word: str) -> Block:
     """The one block of a page in docs/ in which the word occurs."""

@@ -12,7 +12,20 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import CLUSTER_BACKUP, COMMANDS, CTRL_C, PAGES, ROOT, Block, block_of, blocks, commands, matches, with_files
+from tests.docs.pages import (
+    CLUSTER_BACKUP,
+    COMMANDS,
+    CTRL_C,
+    PAGES,
+    POD_BACKUP,
+    ROOT,
+    Block,
+    block_of,
+    blocks,
+    commands,
+    matches,
+    with_files,
+)
 from tests.languages.programs import GRPCURL
 from watertower.testing.engines import unique_name
 
@@ -41,6 +54,7 @@ NOT_RUN = {
     "make autoscale": "takes minutes, as root",
     CLUSTER_BY_HAND: "tests/kubernetes runs the scripts",
     **{block_of(*place).text.strip(): "tests/engines/test_backup.py runs it" for place in CLUSTER_BACKUP},
+    **{block_of(*place).text.strip(): NO_CLUSTER for place in POD_BACKUP},
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.cassandra_cold": "starts a node; its figures are not asserted",
