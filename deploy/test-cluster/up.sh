@@ -37,7 +37,7 @@ LIST
 }
 
 remember_sysctls() { # the kubelet sets them for the whole machine; down.sh puts them back
-    [[ -f $RUN/sysctl.saved ]] || sysctl vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops >"$RUN/sysctl.saved"
+    [[ -f $RUN/sysctl.saved ]] || sysctl vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops kernel.keys.root_maxkeys kernel.keys.root_maxbytes >"$RUN/sysctl.saved"
 }
 
 network() {

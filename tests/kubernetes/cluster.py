@@ -216,12 +216,13 @@ def leftovers(found: dict[str, str]) -> list[str]:
     left += [f"route {line}" for line in run(["ip", "route"]).out.splitlines() if found["NODE_IP"] in line]
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     left += [f"mount {point}" for point in mounts if point.startswith((found["STATE"], found["RUN"]))]
-    left += [f"cgroup {folder}" for folder in Path("/sys/fs/cgroup").glob("*/kubepods")]
+    groups = Path("/sys/fs/cgroup")
+    left += [f"cgroup {folder}" for folder in (*groups.glob("*/kubepods"), *groups.glob("kubepods"))]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended meanwhile
-        if command.startswith(found["BIN"]) or found["RUN"] in command.split(" -", 1)[-1]:
+        if any(found[name] in command for name in ("BIN", "RUN", "STATE")):
             left.append(f"process {process.name}: {command[:100]}")
     return left

@@ -26,14 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Iterator[Cluster]:
     """With the service's image in it. At the end nothing of it is left on the machine."""
     found = clusters.settings()
-    before = clusters.leftovers(found)
+    own, before = not Path(found["RUN"]).exists(), set(clusters.leftovers(found))
     with ExitStack() as stack:
         try:
             running = stack.enter_context(clusters.running())
         except clusters.Unavailable as error:
             skip_or_fail(str(error))
         yield running
-    assert bool(clusters.leftovers(found)) == bool(before)
+    if own:  # this very process names the folders nowhere
+        assert set(clusters.leftovers(found)) - before == set()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -93,6 +94,7 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, settings: dict[
     with debut.phase("a pod of each role evicted"):
         for role in ROLES:
             first, second = names(cluster, role)
+            eventually(partial(evictable, cluster, role), f"an eviction of {role} is allowed")
             evicted = cluster.evict(NAMESPACE, first)
             assert evicted.code == 0, evicted.err
             refused = cluster.evict(NAMESPACE, second)
@@ -214,6 +216,12 @@ def test_uninstalling_leaves_nothing(installed: Cluster) -> None:
     assert len(installed.objects(NAMESPACE)) > 10
     installed.shell(page_block("helm uninstall"))
     eventually(lambda: not installed.objects(NAMESPACE), "an empty namespace", 60.0)
+
+
+def evictable(cluster: Cluster, role: str) -> bool:
+    """Whether the budget has noticed that all pods are ready."""
+    budgets = cluster.kubectl("-n", NAMESPACE, "get", "pdb", "-l", selector(role), "-o", "jsonpath={.items[*].status.disruptionsAllowed}")
+    return budgets == "1"
 
 
 def selector(role: str) -> str:
