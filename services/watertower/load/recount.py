@@ -158,7 +158,8 @@ class Recount:
         self._marks = bytearray()  # of the numbers that were on the list where they belong
 
     async def run(self, star: str | None, rng: random.Random, sent_s: float) -> dict[str, Any]:
-        """The recount for the report: `exact`, and what it stands on; `sent_s`: when sending was over, on the monotonic clock. Raises ClientError where the service cannot be asked."""
+        """The recount for the report: `exact`, and what it stands on; `sent_s`: when sending was over, on the monotonic clock. Raises
+        ClientError where the service cannot be asked."""
         found = self._found
         found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX, sent_s)
         if found["visible_s"] is not None:  # otherwise every difference would be one of time
