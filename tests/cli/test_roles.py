@@ -19,6 +19,8 @@ class FakeRole(role.Role):
     def __init__(self, niceness: int) -> None:
         self._logger = structlog.get_logger("watertower.role")
         self._stop_callbacks = []
+        self.is_ready = False
+        self.places = {}
         self._notify_fd = None
         self.stopping = threading.Event()
 
@@ -42,7 +44,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[Exception | int]:
     monkeypatch.setattr(role, "Role", FakeRole)
     monkeypatch.setattr(logs, "configure", lambda *_: None)
     for name in ("ingest", "projector", "query"):
-        monkeypatch.setattr(bootstrap, name, lambda settings: Process(ends))
+        monkeypatch.setattr(bootstrap, name, lambda settings, health: Process(ends))
     return ends
 
 
@@ -61,5 +63,5 @@ def test_a_role_waits_for_what_it_needs(watertower: Watertower, ends: list[Any])
     """What may come by itself is waited for; then the role runs and ends with its own code."""
     ends += [BackendUnavailable("there is no store yet"), BackendUnavailable("there is no store yet"), 0]
     with capture_logs() as lines:
-        assert watertower("query").code == 0
+        assert watertower("query", "--read-port", "0").code == 0
     assert [line["reason"] for line in lines if line["event"] == "not_ready"] == ["waiting: there is no store yet"] * 2

@@ -10,7 +10,19 @@ import pytest
 
 from tests.docs.pages import ROOT, blocks
 
-COPIED = ("services", "proto", "schemas", "tests", "docs", "examples", "benchmarks", "README.md", "CHANGELOG.md", "pyproject.toml")
+COPIED = (
+    "services",
+    "proto",
+    "schemas",
+    "tests",
+    "deploy",
+    "docs",
+    "examples",
+    "benchmarks",
+    "README.md",
+    "CHANGELOG.md",
+    "pyproject.toml",
+)
 MADE = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules", "target")
 
 COUNTS_A_SAVE = """
