@@ -84,6 +84,7 @@ def test_a_debut_goes_on(installed: Cluster, client: SyncClient, settings: dict[
         wait_more(client, QUIET_FOLLOWERS)
     with debut.phase("upgrade"):
         cluster.shell(page_block("image.tag=2,ingest.image.tag=1"))
+        cluster.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)  # helm is content while an old pod still waits for the new one to have been ready
         for role in ROLES:
             pods = cluster.pods(NAMESPACE, selector(role))
             assert {pod["spec"]["containers"][0]["image"] for pod in pods if ready(pod)} == {f"{IMAGE}:2"}
@@ -185,7 +186,7 @@ def test_another_number_of_partitions_is_refused(installed: Cluster, install: st
     assert refused.code != 0
     assert f'partitions: this release has "{PARTITIONS}"' in refused.err
     other = "other"
-    started = installed.try_shell(f"{install.replace('helm install watertower', f'helm install {other}')},partitions={PARTITIONS // 2}")
+    started = installed.try_shell(f"{install.replace('--install watertower', f'--install {other}')},partitions={PARTITIONS // 2}")
     try:
         assert started.code != 0
         log = installed.kubectl("-n", NAMESPACE, "logs", "-l", f"job-name={other}-watertower-topics", "--tail=-1")
