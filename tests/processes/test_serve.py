@@ -221,7 +221,7 @@ def test_roles_start_alone_in_any_order(tmp_path: Path, order: tuple[str, ...]) 
             if role == "query" and order.index("projector") > order.index("query"):
                 wait_until(lambda: roles["query"].events("not_ready"), "query says that it waits")
                 assert "a projector creates it" in roles["query"].events("not_ready")[0]["reason"]
-                assert health(roles["query"].read_target) == "CLOSED"
+                wait_until(lambda: health(roles["query"].read_target) == "NOT_SERVING", "query answers that it is not ready")
             else:
                 roles[role].wait_ready()
         roles["query"].wait_ready()
