@@ -50,7 +50,7 @@ NOT_RUN = {
     'LOAD_SCENARIO=steady LOAD_ARGS="--seconds 60 --rate 300" make load': "tests/engines/test_compose.py runs it, smaller",
     ".venv/bin/python -m watertower.testing.engines kafka cassandra": "runs until Ctrl-C; tests/engines/test_providers.py runs it",
     "make debut-cluster": "a million follows take minutes; tests/engines/test_main_job.py counts on both engines",
-    "make kubernetes": "takes minutes, as root; CI runs it",
+    "make kubernetes": "takes minutes, as root",
     "make autoscale": "takes minutes, as root",
     CLUSTER_BY_HAND: "tests/kubernetes runs the scripts",
     **{block_of(*place).text.strip(): "tests/engines/test_backup.py runs it" for place in CLUSTER_BACKUP},
