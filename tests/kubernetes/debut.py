@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 from tests.kubernetes.cluster import IMAGE, Cluster, eventually
 
@@ -55,8 +56,8 @@ class Debut:
         self._phases: list[tuple[str, float]] = []
         self._lines: list[dict[str, Any]] = []
 
-    def start(self) -> None:
-        """Returns when it has begun."""
+    def __enter__(self) -> Self:
+        """It has begun."""
         environment = {**self._targets, "FOLLOWS_PER_S": FOLLOWS_PER_S, "READS_PER_S": READS_PER_S, "SECONDS_MAX": SECONDS_MAX}
         container = {
             "name": "debut",
@@ -89,6 +90,10 @@ class Debut:
             },
         )
         self._cluster.kubectl("-n", self._namespace, "wait", "--for=condition=Ready", "pod", "-l", "job-name=debut", "--timeout=60s")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cluster.kubectl("-n", self._namespace, "delete", "--ignore-not-found", "job/debut", "configmap/debut")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -105,7 +110,6 @@ class Debut:
         log = self._cluster.kubectl("-n", self._namespace, "logs", "job/debut")
         assert self._status().get("succeeded") == 1, log[-4_000:]
         self._lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-        self._cluster.kubectl("-n", self._namespace, "delete", "job/debut", "configmap/debut")
 
     @property
     def followers(self) -> set[str]:

@@ -211,6 +211,14 @@ def test_variables_that_kubernetes_sets_are_ignored() -> None:
     assert all(f"{name}: there is no such setting" in ran.err for name in slips)
 
 
+def test_what_ci_exports_is_taken_for_no_setting() -> None:
+    """It is in the environment of every service of a run."""
+    names = set(re.findall(r"WATERTOWER_[A-Z_]+", (Path(__file__).parents[2] / ".ci" / "run").read_text()))
+    assert "WATERTOWER_KUBERNETES_CACHE" in names
+    ran = watertower("config", environment=dict.fromkeys(names, "1"))
+    assert ran.code == 0, ran.err
+
+
 def test_no_setting_is_named_like_a_variable_of_kubernetes() -> None:
     """A slip in its name would not be noticed."""
     assert [name for name in config.catalogue() if config._SERVICE_LINK.search(f"WATERTOWER_{name.upper()}")] == []
