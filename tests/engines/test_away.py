@@ -205,7 +205,7 @@ def test_engines_that_come_late(own_kafka: KafkaEngine, own_cassandra: Cassandra
 
 
 def waits_for(role: Service, what: str) -> None:
-    """Waits until a role has said more than once that it waits for it; it is not ready, and nobody can call it."""
+    """Waits until a role has said more than once that it waits for it; it is not ready, and says so."""
 
     def says() -> bool:
         return sum(event["reason"].startswith("waiting: ") and what in event["reason"] for event in role.events("not_ready")) > 1
@@ -215,7 +215,7 @@ def waits_for(role: Service, what: str) -> None:
     assert role.process is not None
     assert role.process.poll() is None
     if role.command != "projector":
-        assert health(role.write_target if role.command == "ingest" else role.read_target) == "CLOSED"
+        assert health(role.write_target if role.command == "ingest" else role.read_target) == "NOT_SERVING"
 
 
 def fresh_again(query: Service, expected: Expected) -> float:
