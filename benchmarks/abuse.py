@@ -1,8 +1,10 @@
 """Good callers beside bad ones: `python -m benchmarks.abuse [--pairs 3] [--seconds 60] [--idle 5000] [--abuses NAME ...]`; `--set` gives
 settings of the service, `--json` is for machines.
 
-A real `watertower serve`. Phases take turns, a quiet one and an abused one make a pair. In all of them the same good callers read counts at
-a constant rate, open loop, each call with one attempt. In the abused ones other processes reset connections, read slowly, send too much or
+A real `watertower serve`; query and the good callers on one core, everything else, the bad callers included, on the others, as the surge is
+measured (benchmarks/tower.py): what they do to a server counts, not what they take from a machine that both are on. `--spread` lets
+all run anywhere. Phases take turns, a quiet one and an abused one make a pair. In all of them the same good callers read counts at a
+constant rate, open loop, each call with one attempt. In the abused ones other processes reset connections, read slowly, send too much or
 only half of what they announced, to query and to ingest, and hold idle connections to query. Printed are the good callers' p99 of every
 phase, the ratio of each pair and the median of the ratios, and the resident memory of query and ingest before, at its peak and after.
 """
@@ -10,6 +12,7 @@ phase, the ratio of each pair and the median of the ratios, and the resident mem
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from benchmarks.tower import pin
 from watertower.debut.readers import percentile
 from watertower.testing.abuse import abusing
 from watertower.testing.service import Service
@@ -94,7 +98,7 @@ async def good_callers(service: Service, seconds: float) -> Phase:
     return Phase(len(calls), errors, ms(latencies, 0.5), ms(latencies, 0.99), peak)
 
 
-def abused(service: Service, seconds: float, abuses: list[str], idle: int) -> tuple[Phase, dict[str, dict[str, int]]]:
+def abused(service: Service, seconds: float, abuses: list[str], idle: int, cores: set[int]) -> tuple[Phase, dict[str, dict[str, int]]]:
     read, write = messages()
     with ExitStack() as stack:
         done = {
@@ -104,16 +108,25 @@ def abused(service: Service, seconds: float, abuses: list[str], idle: int) -> tu
                     "/watertower.v1.EngagementReader/BatchGetCounts",
                     read,
                     [*abuses, *([f"idle={idle}"] if idle else [])],
+                    cores,
                 )
             ),
-            "ingest": stack.enter_context(abusing(service.write_target, "/watertower.v1.EngagementWriter/RecordEvents", write, abuses)),
+            "ingest": stack.enter_context(
+                abusing(service.write_target, "/watertower.v1.EngagementWriter/RecordEvents", write, abuses, cores)
+            ),
         }
         phase = asyncio.run(good_callers(service, seconds))
     return phase, done
 
 
-def run(pairs: int, seconds: float, idle: int, abuses: list[str], settings: dict[str, str], text: bool) -> dict[str, Any]:
+def run(pairs: int, seconds: float, idle: int, abuses: list[str], settings: dict[str, str], spread: bool, text: bool) -> dict[str, Any]:
     """All phases on one service."""
+    every = os.sched_getaffinity(0)
+    own = every if spread else {max(every)}
+    others = every if spread else every - own
+    if not others:
+        raise SystemExit("one core only: --spread measures on it, which says little")
+    os.sched_setaffinity(0, own)  # the good callers' threads inherit it
     with tempfile.TemporaryDirectory() as folder, Service(Path(folder) / "data", settings=settings) as service:
         service.start()
         pressed = Timestamp()
@@ -123,13 +136,15 @@ def run(pairs: int, seconds: float, idle: int, abuses: list[str], settings: dict
                 actor="ann", kind=common_pb2.KIND_FOLLOW, subject="star", state=common_pb2.STATE_ACTIVE, occurred_at=pressed
             )
             writer_pb2_grpc.EngagementWriterStub(channel).RecordEvents(writer_pb2.RecordEventsRequest(events=[event]), timeout=CALL_S)
+        for role, pid in service.pids().items():
+            pin([pid], own if role == "query" else others)
         asyncio.run(good_callers(service, min(5.0, seconds)))  # warms up
         pids = {role: service.pids()[role] for role in ("query", "ingest")}
         before = {role: resident_mib(pid) for role, pid in pids.items()}
         found: list[dict[str, Any]] = []
         for number in range(pairs):
             quiet = asyncio.run(good_callers(service, seconds))
-            bad, done = abused(service, seconds, abuses, idle)
+            bad, done = abused(service, seconds, abuses, idle, others)
             found.append({"quiet": quiet._asdict(), "abused": bad._asdict(), "ratio": round(bad.p99_ms / quiet.p99_ms, 2), "done": done})
             if text:
                 print(
@@ -156,10 +171,11 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=5_000, help="idle connections")
     parser.add_argument("--abuses", nargs="*", default=list(ABUSES), help="abusers by the name of what they do")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the service")
+    parser.add_argument("--spread", action="store_true", help="every process on any core")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     settings = dict(assignment.split("=", 1) for assignment in arguments.set)
-    result = run(arguments.pairs, arguments.seconds, arguments.idle, arguments.abuses, settings, not arguments.json)
+    result = run(arguments.pairs, arguments.seconds, arguments.idle, arguments.abuses, settings, arguments.spread, not arguments.json)
     if arguments.json:
         print(json.dumps(result))
         return

@@ -58,7 +58,7 @@ class HealthServer:
         try:
             self.port = server.add_insecure_port(where)
         except RuntimeError as error:
-            raise AddressTaken(f"cannot listen on {where} for health: the port is taken, or the address is not this machine's") from error
+            raise AddressTaken(f"cannot listen on {where}: the port is taken, or the address is not this machine's (for health)") from error
         server.start()
         self._server = server
         threading.Thread(target=self._look, name="health-alive", daemon=True).start()

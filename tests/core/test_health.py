@@ -105,7 +105,7 @@ def test_it_lets_go_of_its_port_when_it_stops() -> None:
         server = HealthServer("127.0.0.1", port)
         with serving(server) as target:
             assert health(target) == "NOT_SERVING"
-            with pytest.raises(AddressTaken, match=f":{port} for health"):
+            with pytest.raises(AddressTaken, match=f":{port}: the port is taken.*for health"):
                 HealthServer("127.0.0.1", port).start()
         server.stop()  # idempotent
 

@@ -37,14 +37,14 @@ def cluster() -> Iterator[Cluster]:
         assert set(clusters.leftovers(found)) - before == set()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def near_kafka(cluster: Cluster) -> Iterator[KafkaEngine]:
     """A broker on this machine that pods reach."""
     with engine_or_skip(kafka(own=True, host=cluster.host_ip)) as engine:
         yield engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def near_cassandra(cluster: Cluster) -> Iterator[CassandraEngine]:
     """A node on this machine that pods reach."""
     with engine_or_skip(cassandra(own=True, host=cluster.host_ip)) as engine:

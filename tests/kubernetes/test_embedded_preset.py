@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -53,6 +54,19 @@ def test_data_outlive_the_pod(installed: Cluster) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_a_backup_is_restored(installed: Cluster, tmp_path: Path) -> None:
+    """By the commands of the page, from a file outside the cluster: what came after the backup is gone, all else is there."""
+    installed.shell(f"cd {tmp_path}; {here('-cf - backup')}")
+    assert (tmp_path / "backup.tar").stat().st_size > 0
+    with installed.client(NAMESPACE, RELEASE) as client:
+        client.record_many([Event(f"late-{fan}", Kind.FOLLOW, "bob") for fan in FANS])
+        eventually(lambda: client.counts("bob").followers == 2 * len(FANS), "the late ones are counted", 60.0)
+    said = installed.shell(f"cd {tmp_path}; {here('name: restore')}")
+    assert "\nclean" in said, said
+    wait_counted(installed)
+
+
+@pytest.mark.timeout(300)
 def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Cluster) -> None:
     """Uninstalling leaves the claim only. On it, a release with other partitions is refused, and one with the same has the data."""
     installed.shell(UNINSTALL)
@@ -75,7 +89,14 @@ def test_a_volume_outlives_the_release_and_keeps_its_partitions(installed: Clust
 
 def install_command() -> str:
     """That of the page, in a namespace of this test's own."""
-    return f"{page_block('presets/embedded.yaml').replace('--namespace watertower', f'--namespace {NAMESPACE}')} {VALUES}"
+    return f"{here('presets/embedded.yaml')} {VALUES}"
+
+
+def here(part: str) -> str:
+    """The block of the page with this in it, in the namespace of this test."""
+    block = page_block(part)
+    assert "--namespace watertower" in block
+    return block.replace("--namespace watertower", f"--namespace {NAMESPACE}")
 
 
 def install(cluster: Cluster) -> None:

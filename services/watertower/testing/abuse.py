@@ -6,6 +6,7 @@ Frames and header blocks are those of RFC 9113 and RFC 7541, the message prefix 
 import asyncio
 import contextlib
 import json
+import os
 import re
 import resource
 import socket
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -67,13 +68,15 @@ def call_data(message: bytes, stream: int, claimed_bytes: int | None = None) -> 
 
 
 @contextlib.contextmanager
-def abusing(target: str, path: str, message: bytes, abuses: Sequence[str]) -> Iterator[dict[str, int]]:
+def abusing(target: str, path: str, message: bytes, abuses: Sequence[str], cores: Collection[int] = ()) -> Iterator[dict[str, int]]:
     """Abuses by these names, until the block ends, in a process of their own: whoever measures good callers must not do the work of bad
-    ones. `idle=N` holds N connections. What was done is in the dictionary afterwards."""
+    ones. `idle=N` holds N connections; `cores` are those the process may use, if not all. What was done is in the dictionary afterwards."""
     done: dict[str, int] = {}
     command = [sys.executable, "-m", "watertower.testing.abuse", target, path, message.hex(), *abuses]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            if cores:
+                os.sched_setaffinity(process.pid, cores)
             if process.stdout is not None:  # it is a pipe
                 process.stdout.readline()
             yield done

@@ -68,7 +68,7 @@ def kafka(nodes: int = 1, *, secure: bool = False, own: bool = False, host: str 
     """Kafka with so many brokers; from three on with replication factor 3 and two in sync. Ready; gone at the end.
 
     `secure`: SASL_SSL with SCRAM-SHA-512. `own`: nobody else's, so that its nodes may be killed. `host`: an address of this machine at
-    which others than its own processes reach it; one node, without a login. Raises EngineUnavailable, EngineFailed.
+    which others than its own processes reach it; one node. Raises EngineUnavailable, EngineFailed.
     """
     with _start(_KAFKA, Request("kafka", nodes, secure, own, host)) as engine:
         yield engine
@@ -79,7 +79,7 @@ def cassandra(nodes: int = 1, *, secure: bool = False, own: bool = False, host: 
     """Cassandra with so many nodes. Ready; gone at the end.
 
     `secure`: TLS only, and a password. `own`: nobody else's, so that its nodes may be killed. `host`: an address of this machine at
-    which others than its own processes reach it; one node, without a login. Raises EngineUnavailable, EngineFailed.
+    which others than its own processes reach it; one node. Raises EngineUnavailable, EngineFailed.
     """
     with _start(_CASSANDRA, Request("cassandra", nodes, secure, own, host)) as engine:
         yield engine

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from watertower.testing.engines.engine import EngineFailed
@@ -45,12 +46,12 @@ def has_jars(name: str) -> bool:
     return (folder() / name).is_dir()
 
 
-def certificates() -> Path:
-    """The folder with one authority, and one certificate for localhost and 127.0.0.1 to 127.0.0.5.
+def certificates(host: str = "") -> Path:
+    """The folder with one authority, and one certificate for localhost, 127.0.0.1 to 127.0.0.5, and an address of this machine.
 
     ca.pem is what clients trust; server.pem (key, certificate, authority) is for Kafka, server.p12 for Cassandra.
     """
-    return once("certificates", _certify)
+    return once(f"certificates-{host}" if host else "certificates", partial(_certify, host=host))
 
 
 def once(name: str, make: Callable[[Path], None], root: Path | None = None) -> Path:
@@ -91,7 +92,7 @@ def _fetch(made: Path, dependencies: tuple[Dependency, ...]) -> None:
             jar.unlink()
 
 
-def _certify(made: Path) -> None:
+def _certify(made: Path, host: str) -> None:
     def openssl(*arguments: str) -> None:
         _run(["openssl", *arguments], 60, made)
 
@@ -112,7 +113,7 @@ def _certify(made: Path) -> None:
         "ca.pem",
     )
     openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
-    names = ["DNS:localhost", *(f"IP:127.0.0.{i}" for i in range(1, 6))]
+    names = ["DNS:localhost", *(f"IP:127.0.0.{i}" for i in range(1, 6)), *([f"IP:{host}"] if host else [])]
     (made / "names").write_text(f"subjectAltName={','.join(names)}\n")
     authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
     openssl("x509", "-req", "-in", "server.csr", *authority, "-days", days, "-extfile", "names", "-out", "server.crt")

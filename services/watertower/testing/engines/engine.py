@@ -37,8 +37,8 @@ class Request:
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES_MAX:
             raise ValueError(f"an engine has 1 to {NODES_MAX} nodes, not {self.nodes}")
-        if self.host and (self.nodes > 1 or self.secure):
-            raise ValueError("an engine with a host is one node without a login: certificates are for 127.0.0.1 to 127.0.0.5")
+        if self.host and self.nodes > 1:
+            raise ValueError("an engine with a host is one node: it has no second address")
 
     @property
     def hosts(self) -> list[str]:

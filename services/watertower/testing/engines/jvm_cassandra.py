@@ -145,7 +145,7 @@ def cassandra(request: Request) -> Iterator[CassandraEngine]:
             token = -(2**63) + 1 + (number - 1) * (_RING // request.nodes)
             text = _SETTINGS.format(token=token, seeds=seeds, host=host, storage_port=storage_port, native_port=native_port)
             if request.secure:
-                text += _LOGIN.format(keystore=cache.certificates() / "server.p12", password=cache.STORE_PASSWORD)
+                text += _LOGIN.format(keystore=cache.certificates(request.host) / "server.p12", password=cache.STORE_PASSWORD)
             (home / "cassandra.yaml").write_text(text)
             (home / "logback.xml").write_text(_LOGGING)
             management_port = free_port()
@@ -154,7 +154,7 @@ def cassandra(request: Request) -> Iterator[CassandraEngine]:
             nodes.append(CassandraNode(number, host, home, arguments, native_port, storage_port, management_port))
         for node in nodes:
             node.peers = [peer for peer in nodes if peer is not node]
-        access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
+        access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates(request.host) / "ca.pem")} if request.secure else {}
         with jvm.launched(nodes):
             if request.secure:
                 jvm.wait_for_any(nodes, _USER_MADE)

@@ -73,7 +73,7 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
     """Brokers on free ports of one address; gone, with their data, at the end."""
     class_path = f"{jars()}/*"
     host = request.host or "127.0.0.1"
-    ports = [(jvm.shared_port([host]), free_port(), free_port()) for _ in range(request.nodes)]
+    ports = [(jvm.shared_port([host]), free_port(), jvm.shared_port([host])) for _ in range(request.nodes)]
     voters = ",".join(f"{number}@127.0.0.1:{controller}" for number, (_, controller, _) in enumerate(ports, 1))
     nodes = []
     with jvm.data_folder("kafka") as folder:
@@ -81,7 +81,7 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
             home = folder / str(number)
             home.mkdir()
             (home / "log4j2.properties").write_text(_LOGGING)
-            listeners = f"PLAINTEXT://{host}:{plain}" + (f",SASL_SSL://127.0.0.1:{secure}" if request.secure else "")
+            listeners = f"PLAINTEXT://{host}:{plain}" + (f",SASL_SSL://{host}:{secure}" if request.secure else "")
             properties: dict[str, object] = {
                 "process.roles": "broker,controller",
                 "node.id": number,
@@ -93,7 +93,7 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
                 "inter.broker.listener.name": "PLAINTEXT",
                 "log.dirs": home / "data",
                 **settings(request),
-                **(_login() if request.secure else {}),
+                **(_login(request) if request.secure else {}),
             }
             (home / "server.properties").write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
             options = [
@@ -103,16 +103,16 @@ def kafka(request: Request) -> Iterator[KafkaEngine]:
                 f"-Dlog4j2.configurationFile={home}/log4j2.properties",
             ]
             arguments = [*options, "-cp", class_path, "kafka.Kafka", "server.properties"]
-            address = f"127.0.0.1:{secure}" if request.secure else f"{host}:{plain}"
+            address = f"{host}:{secure}" if request.secure else f"{host}:{plain}"
             nodes.append(jvm.JvmNode(f"kafka {number}", address, home, _JARS, arguments, READY))
         _format([node.folder for node in nodes], class_path, request.secure)
-        access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates() / "ca.pem")} if request.secure else {}
+        access = {"user": USER, "password": PASSWORD, "ca_file": str(cache.certificates(request.host) / "ca.pem")} if request.secure else {}
         with jvm.launched(nodes):
             yield KafkaEngine(provider="jvm", nodes=nodes, **access)
 
 
-def _login() -> dict[str, object]:
-    certificates = cache.certificates()
+def _login(request: Request) -> dict[str, object]:
+    certificates = cache.certificates(request.host)
     listener = "listener.name.sasl_ssl"
     return {
         f"{listener}.sasl.enabled.mechanisms": "SCRAM-SHA-512",
