@@ -17,7 +17,6 @@ from tests.docs.pages import (
     COMMANDS,
     CTRL_C,
     PAGES,
-    POD_BACKUP,
     ROOT,
     Block,
     block_of,
@@ -35,8 +34,6 @@ deploy/test-cluster/up.sh
 deploy/test-cluster/images.sh       # again after a change of the service
 . deploy/test-cluster/env.sh        # kubectl on the path
 deploy/test-cluster/down.sh         # KEEP=1 keeps what is in it for the next up.sh"""
-UPGRADE = "helm upgrade watertower deploy/helm/watertower --namespace watertower --reset-then-reuse-values --wait"
-NO_CLUSTER = "needs a cluster, and no test runs it there yet"
 
 NOT_RUN = {
     "make setup": "makes the environment in which the tests run",
@@ -54,7 +51,6 @@ NOT_RUN = {
     "make autoscale": "takes minutes, as root",
     CLUSTER_BY_HAND: "tests/kubernetes runs the scripts",
     **{block_of(*place).text.strip(): "tests/engines/test_backup.py runs it" for place in CLUSTER_BACKUP},
-    **{block_of(*place).text.strip(): NO_CLUSTER for place in POD_BACKUP},
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.cassandra_cold": "starts a node; its figures are not asserted",
@@ -63,8 +59,6 @@ NOT_RUN = {
     "python -m benchmarks.gets": "needs Go; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
     "make chart": "builds helm; .ci/run does the same in its parts",
-    "kubectl create secret generic cassandra-next --namespace watertower --from-literal=password=SECRET\n"
-    f"{UPGRADE} \\\n  --set cassandra.user=next,cassandra.passwordSecret.name=cassandra-next": NO_CLUSTER,
     "make stubs": "writes into the tree; tests/docs/test_add_a_kind.py generates stubs in a copy",
     "cd examples/go\ngo generate .\ngo run .": "tests/languages runs it",
     "cd examples/java\nmvn package\njava -jar target/follow.jar": "tests/languages runs it",
