@@ -4,6 +4,7 @@ import asyncio
 import gc
 import random
 import threading
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -211,6 +212,22 @@ def test_the_last_known_value_outlives_the_store() -> None:
         store.broken = None
         entries, complete = await reads.load(["star", "never seen"])
         assert (entries[0].totals[FOLLOWERS], complete) == (7, True)
+
+    with_reads(test)
+
+
+def test_an_error_does_not_grow_with_its_callers() -> None:
+    """Each caller of a load that failed raises it as it left the thread, without the frames of the others."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.broken = unavailable()
+        found = await asyncio.gather(*(reads.load(["star"]) for _ in range(100)), return_exceptions=True)
+        assert len(found) == 100
+        for error in found:
+            assert isinstance(error, BackendUnavailable)
+            names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+            assert "read_entities" in names
+            assert names.count("load") == 1
 
     with_reads(test)
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from itertools import chain
+from types import TracebackType
 from typing import Any, TypeVar
 
 from watertower import failpoints
@@ -32,7 +33,7 @@ class ReadCounters:
 class _Job:
     """One hop into a thread: the load of some entities, or another read."""
 
-    __slots__ = ("_reads", "done", "load", "read", "since_s")
+    __slots__ = ("_reads", "done", "load", "read", "since_s", "traceback")
 
     def __init__(self, read: Callable[[StoreReader], Any], load: Load | None = None, reads: int = 1) -> None:
         self.read = read
@@ -41,6 +42,7 @@ class _Job:
         loop = asyncio.get_running_loop()
         self.since_s = loop.time()  # when it was asked for
         self.done: asyncio.Future[Any] = loop.create_future()
+        self.traceback: TracebackType | None = None  # of its error, as it left the thread
 
     @property
     def reads(self) -> int:
@@ -110,11 +112,12 @@ class StoreReads:
             _, late = await asyncio.wait(needed, timeout=rest_s)
             if late:
                 raise BackendUnavailable("the store did not answer before the deadline")
-        ended = {job.done for job in jobs if job.done.done()}
-        errors = [error for done in ended if (error := done.exception()) is not None]
-        for error in errors:
+        ended = [job for job in dict.fromkeys(jobs) if job.done.done()]
+        errors = [(error, job.traceback) for job in ended if (error := job.done.exception()) is not None]
+        for error, traceback in errors:
             if not isinstance(error, BackendUnavailable | BackendRefused) or not self._may_stand_in(entries):
-                raise error
+                # All who wait raise the same one, and each time it would keep the frames of those before.
+                raise error.with_traceback(traceback)
         return entries, not errors and all(job.done.done() for job in jobs)
 
     def load_ahead(self, entities: Sequence[str]) -> None:
@@ -242,5 +245,6 @@ class StoreReads:
         if error is None:
             job.done.set_result(result)
         else:
+            job.traceback = error.__traceback__
             job.done.set_exception(error)
             job.done.exception()  # seen: nobody may be waiting any more
