@@ -74,6 +74,18 @@ def test_a_partition_never_heard_of_leaves_nothing_to_claim(t: Tail) -> None:
     assert t.offsets() == {0: 5}
 
 
+def test_what_was_never_heard_of_is_not_fresh_enough_for_anybody(t: Tail) -> None:
+    """However far back an answer may be: a partition without a word is not one of 1970."""
+    t.start()
+    t.store.beat(0, t.clock.us)
+    t.step()
+    need = Need(None, 2**62)
+    assert not t.tail.meets(need)
+    t.store.beat(1, 1)
+    t.step()
+    assert t.tail.meets(need)
+
+
 def test_as_of_is_that_of_the_partition_furthest_back(t: Tail) -> None:
     """One slow partition shows; a message from the past takes nothing back."""
     t.store.beat(0, t.clock.us)

@@ -107,7 +107,10 @@ class FeedTail:
             ends = self._ends
             if position.generation != self._generation or any(ends[partition] < end for partition, end in position.offsets.items()):
                 return False
-        return staleness_us_max is None or self._clock.now_us() - self.as_of_us <= staleness_us_max
+        if staleness_us_max is None:
+            return True
+        as_of = self.as_of_us
+        return as_of > 0 and self._clock.now_us() - as_of <= staleness_us_max  # 0 is no moment, however old an answer may be
 
     async def reach(self, need: Need, wait_s: float) -> bool:
         """Waits until `meets(need)`, `wait_s` at most; whether it does. Does not wait for another generation's positions, which it
