@@ -54,9 +54,10 @@ class Watches:
             task.cancel(ENDED)
 
     async def watch(self, request: reader_pb2.WatchCountsRequest, peer: str) -> AsyncGenerator[bytes, None]:
-        """The messages of one call of `peer`, a gRPC name of the other end. Raises CallRefused, BackendUnavailable: before the first
-        message for any reason, after it only STOPPING. A store that does not answer is waited for before the first message as a call
-        waits to be as fresh as it asks, and then for one heartbeat at a time."""
+        """The messages of one call of `peer`, a gRPC name of the other end. Raises CallRefused, BackendUnavailable, BackendRefused: before
+        the first message for any reason, after it only STOPPING. (What a store raises that answers nonsense goes on to the caller at any
+        time.) A store that does not answer is waited for before the first message as a call waits to be as fresh as it asks, and then for
+        one heartbeat at a time."""
         entities = list(request.entities)
         interval_s = self._interval_s(request, _violations(request, entities))
         values_of = shape_of(tuple(request.metrics)).values_of
