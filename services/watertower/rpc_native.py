@@ -130,6 +130,7 @@ class NativeRpcServer(RpcServer):
         super().__init__(host, port, handlers, services, message_bytes_max, limits, admission, shared_port)
         self._message_bytes_max = message_bytes_max
         self._limits, self._admission, self._shared_port = limits, admission, shared_port
+        self._retry_after_s = (limits or ServerSettings.model_construct()).retry_after_ms / 1e3
         self._answers_now = answers_now or {}
         self._log = structlog.get_logger("watertower.rpc")
         self._methods: list[_Method] = []
@@ -241,7 +242,7 @@ class NativeRpcServer(RpcServer):
             text = f"the message has {len(payload)} bytes, and at most {self._message_bytes_max} are taken"
             front.fail(number, _RESOURCE_EXHAUSTED, text)
         elif self._refusing:
-            self._fail(front, number, _stopping())
+            self._fail(front, number, self._stopping())
         elif method.now is not None and (answer := self._now(method, payload)) is not None:
             front.respond(number, answer)
         else:
@@ -278,11 +279,17 @@ class NativeRpcServer(RpcServer):
         except _Aborted as error:
             self._fail(front, call.number, error)
         except asyncio.CancelledError:
-            self._fail(front, call.number, _stopping())  # nothing where the call is over anyway
+            self._fail(front, call.number, self._stopping())  # nothing where the call is over anyway
             raise
         except Exception:
             self._log.exception("call_failed", method=method.path)
             front.fail(call.number, grpc.StatusCode.INTERNAL.value[0], "internal error")
+
+    def _stopping(self) -> _Aborted:
+        # As rpc.py spreads refusals: all who hear this hear it together.
+        share = 0.5 if self._admission is None else self._admission.uniform()
+        refusal = CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s * (0.5 + share))
+        return _Aborted(grpc.StatusCode.UNAVAILABLE, str(refusal), [(_DETAILS, status_of(refusal).SerializeToString())])
 
     def _fail(self, front: NativeGrpcFront, number: int, error: _Aborted) -> None:
         # The transport refuses names of gRPC's own, but for the details: the pushback stays behind, and RetryInfo says the same.
@@ -303,11 +310,6 @@ def _connection_limits(limits: ServerSettings | None) -> dict[str, Any]:
         "max_concurrent_streams": limits.streams_max,
         "max_metadata_size": limits.metadata_bytes_max,
     }
-
-
-def _stopping() -> _Aborted:
-    refusal = CallRefused(Reason.STOPPING)
-    return _Aborted(grpc.StatusCode.UNAVAILABLE, str(refusal), [(_DETAILS, status_of(refusal).SerializeToString())])
 
 
 class _Looked(grpc.HandlerCallDetails):

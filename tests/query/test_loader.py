@@ -4,6 +4,7 @@ import asyncio
 import gc
 import random
 import threading
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -197,6 +198,33 @@ def test_a_read_whose_caller_gave_up_is_not_done() -> None:
     with_reads(test, concurrent_max=1)
 
 
+def test_calls_that_gave_up_leave_their_places_to_others() -> None:
+    """At once, also while a store that hangs keeps every thread."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.open.clear()
+        busy = asyncio.create_task(reads.load(["busy"]))
+        await until(lambda: store.concurrent == 1)
+        calls: list[Any] = [reads.read(lambda reader: reader.list_actors("star", 1, None, 10)) for _ in range(100)]
+        calls.append(reads.check_edges("fan", 1, [f"s{number}" for number in range(200)]))
+        given_up = [asyncio.create_task(call) for call in calls]
+        await asyncio.sleep(0)
+        assert reads.counters.waiting == 300
+        for task in given_up:
+            task.cancel()
+        await asyncio.wait(given_up)
+        assert reads.counters.waiting == 0
+        waiting = asyncio.create_task(reads.load([f"e{number}" for number in range(300)]))
+        await asyncio.sleep(0)
+        assert reads.counters.waiting == 300
+        store.open.set()
+        assert (await waiting)[1]
+        await busy
+        assert reads.counters.waiting == 0
+
+    with_reads(test, concurrent_max=1, waiting_max=300)
+
+
 def test_the_last_known_value_outlives_the_store() -> None:
     """When a load fails, what was known is served and said to be incomplete; what was never known is an error."""
 
@@ -211,6 +239,22 @@ def test_the_last_known_value_outlives_the_store() -> None:
         store.broken = None
         entries, complete = await reads.load(["star", "never seen"])
         assert (entries[0].totals[FOLLOWERS], complete) == (7, True)
+
+    with_reads(test)
+
+
+def test_an_error_does_not_grow_with_its_callers() -> None:
+    """Each caller of a load that failed raises it as it left the thread, without the frames of the others."""
+
+    async def test(reads: StoreReads, store: FakeStore, cache: CountsCache) -> None:
+        store.broken = unavailable()
+        found = await asyncio.gather(*(reads.load(["star"]) for _ in range(100)), return_exceptions=True)
+        assert len(found) == 100
+        for error in found:
+            assert isinstance(error, BackendUnavailable)
+            names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+            assert "read_entities" in names
+            assert names.count("load") == 1
 
     with_reads(test)
 

@@ -225,3 +225,22 @@ def test_a_start_with_a_setting_that_it_cannot_do_is_refused() -> None:
     server_of(Stub(), "127.0.0.1", 0, QuerySettings())  # type: ignore[arg-type] # a stub
     with pytest.raises(StartRefused, match="query_connection_age_ms_max, query_connections_max"):
         server_of(Stub(), "127.0.0.1", 0, QuerySettings(connection_age_ms_max=1_000, connections_max=5))  # type: ignore[arg-type] # a stub
+
+
+def test_a_call_that_a_stop_ends_hears_when_to_come_back() -> None:
+    """Half to one and a half of query_retry_after_ms: a call that comes during the grace, and one that is not done at its end."""
+
+    async def run() -> None:
+        async with served(filled(), retry_after_ms=4_000) as s:
+            request = pb.GetCountsRequest(entity="star", metrics=[FOLLOWERS])
+            s.store.open.clear()
+            held = asyncio.ensure_future(refusal(s.stub.GetCounts(request)))
+            await until(lambda: s.store.concurrent == 1)
+            stop = asyncio.create_task(s.server.stop(grace_s=1.0))
+            await until(lambda: s.server._refusing)  # type: ignore[attr-defined] # of NativeRpcServer
+            for refused in (await refusal(s.stub.GetCounts(request)), await held):
+                assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
+                s.assert_to_come_back(refused, 4_000)
+            await stop
+
+    asyncio.run(run())

@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 
 from tests.query.fakes import FakeClock, FakeStore
 from watertower.core.model import Metric
-from watertower.core.positions import decode_position
+from watertower.core.positions import Position, decode_position
 from watertower.ports import FeedMessage
 from watertower.query.cache import CountsCache
-from watertower.query.tail import FeedTail
+from watertower.query.tail import WAKE_NEEDS_MAX, FeedTail, Need
 
 FOLLOWERS = int(Metric.FOLLOWERS)
 STALE_AFTER_MS = 10_000
@@ -74,6 +74,18 @@ def test_a_partition_never_heard_of_leaves_nothing_to_claim(t: Tail) -> None:
     assert t.offsets() == {0: 5}
 
 
+def test_what_was_never_heard_of_is_not_fresh_enough_for_anybody(t: Tail) -> None:
+    """However far back an answer may be: a partition without a word is not one of 1970."""
+    t.start()
+    t.store.beat(0, t.clock.us)
+    t.step()
+    need = Need(None, 2**62)
+    assert not t.tail.meets(need)
+    t.store.beat(1, 1)
+    t.step()
+    assert t.tail.meets(need)
+
+
 def test_as_of_is_that_of_the_partition_furthest_back(t: Tail) -> None:
     """One slow partition shows; a message from the past takes nothing back."""
     t.store.beat(0, t.clock.us)
@@ -129,3 +141,44 @@ def test_a_start_makes_what_was_loaded_before_cold(t: Tail) -> None:
     epoch = t.cache.epoch
     t.start()
     assert t.cache.epoch > epoch
+
+
+def test_many_waiting_calls_hold_up_no_read(t: Tail) -> None:
+    """A look goes through them in slices, and others have their turn in between: calls that come or give up then, too."""
+
+    async def run() -> None:
+        count, tail = 3 * WAKE_NEEDS_MAX, t.tail
+        tail._needs_waiting_max = 2 * count
+        need = Need(Position(1, {0: 5}), None)
+        waiting = [asyncio.create_task(tail.reach(need, 60.0)) for _ in range(count)]
+        unmet: list[asyncio.Task[bool]] = []
+        await asyncio.sleep(0)
+        asked, slices = 0, []
+        meets = tail.meets
+
+        def counted(need: Need) -> bool:
+            nonlocal asked
+            asked += 1
+            return meets(need)
+
+        tail.meets = counted  # type: ignore[method-assign] # to count
+        t.store.write("a", FOLLOWERS, 0, 1, 5, t.clock.us)
+        stepping = asyncio.create_task(tail.step())
+        while not stepping.done():
+            await asyncio.sleep(0)
+            slices.append(asked)
+            asked = 0
+            if any(slices):
+                waiting.pop().cancel()
+                unmet.append(asyncio.create_task(tail.reach(Need(Position(1, {0: 6}), None), 60.0)))
+        await stepping
+        assert max(slices) <= 2 * WAKE_NEEDS_MAX + 10  # a slice, and the calls of the one before, which look once more
+        assert set(await asyncio.gather(*waiting)) == {True}
+        assert unmet
+        assert not any(task.done() for task in unmet)
+        for task in unmet:
+            task.cancel()
+        await asyncio.wait(unmet)
+        assert not tail._waiting
+
+    asyncio.run(run())

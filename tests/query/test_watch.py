@@ -162,6 +162,49 @@ def test_a_watch_outlives_a_store_that_is_away() -> None:
     serving(test, watch_heartbeat_ms=10)
 
 
+@pytest.mark.parametrize("lost", ["left memory", "past its age"])
+def test_a_watch_is_heard_of_while_the_store_hangs(lost: str) -> None:
+    """watch_heartbeat_ms: what can only be had from a store that does not answer is not waited for longer; and it goes on by itself."""
+
+    async def test(s: Served) -> None:
+        stream = watch(s, "star")
+        await stream.read()
+        s.store.open.clear()
+        if lost == "left memory":
+            s.service._cache._entries.clear()
+        else:
+            s.clock.sleep(10.0)
+        for _ in range(3):
+            async with asyncio.timeout(20):
+                while not (message := await stream.read()).freshness.stale:
+                    pass
+            assert not message.counts
+            assert not message.freshness.HasField("as_of")
+        s.store.write("star", FOLLOWERS, 0, 12, 6, NOW)
+        s.store.open.set()
+        while not (message := await stream.read()).counts:
+            pass
+        assert rows(message) == {0: ([22, 0], True)}
+
+    serving(test, watch_heartbeat_ms=10, load_wait_ms_max=10, cache_age_ms_max=5_000, stale_age_ms_max=5_000)
+
+
+def test_a_watch_does_not_begin_while_the_store_hangs() -> None:
+    """freshness_wait_ms_max: then its caller hears STORE_UNAVAILABLE, and its place is another's."""
+
+    async def test(s: Served) -> None:
+        s.store.open.clear()
+        async with asyncio.timeout(20):
+            refused = await refusal(_read_on(watch(s, "star")))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+        s.assert_to_come_back(refused, 500)
+        await until(lambda: s.service._watches.open == 0)
+        s.store.open.set()
+        assert rows(await watch(s, "star").read()) == {0: ([20, 0], True)}
+
+    serving(test, freshness_wait_ms_max=30)
+
+
 def test_a_stop_ends_every_watch() -> None:
     """With STOPPING, and when to come back; so is one that comes then."""
 

@@ -49,6 +49,7 @@ AGE, BACK, NEGATIVE = "answers say how old they are", "positions never go back",
 ACKNOWLEDGED, REFUSED = "acknowledged events are in the log", "a wrong log is refused"
 NEEDS, STALE_AGE = "a satisfied answer has what was asked for", "nothing is served past its age"
 BUDGET, SESSION = "retries keep to their budget", "a session never goes backwards"
+WATCH = "a watch goes on"
 IN_TIME, GETS_THROUGH, UNEXPECTED = "a call of the client ends in time", "a client gets through in the end", "nothing unexpected is raised"
 ONE_READ = "one read of an entity at a time"
 UNDECODABLE, NEWER = "an undecodable record stops its partition", "no answer is newer than the log"
@@ -479,7 +480,23 @@ async def watch_with_a_fault(service: QueryService, request: reader_pb2.WatchCou
         raise KeyError("planted")
 
 
+async def watch_that_falls_silent(
+    service: QueryService, request: reader_pb2.WatchCountsRequest, context: Any
+) -> AsyncGenerator[bytes, None]:
+    """Sends one message, and then waits for nothing."""
+    async for message in _watch_counts(service, request, context):
+        yield message
+        await asyncio.Event().wait()
+
+
 _watch_counts = QueryService.watch_counts
+
+
+async def look_that_waits(
+    service: QueryService, entities: Sequence[str], freshness: Freshness | None = None, patience_s: float = math.inf
+) -> tuple[list[Entry], Freshness]:
+    """A watch waits for the store however long that takes."""
+    return await _look(service, entities, freshness, math.inf if freshness is None else patience_s)
 
 
 def one_further(tail: FeedTail, partition: int, end: int, as_of: int) -> None:
@@ -499,10 +516,10 @@ PLANTS = [
     Plant("list rows only when the net state changed", {LISTS}, patches=[(projector_module, "fold", net_lists)]),
     Plant("edges before counts", {ALARM, COUNTS}, Parts(store=EdgesFirst)),
     Plant("counts read before edges", {ALARM, COUNTS, NEGATIVE}, Parts(store=ShardsReadFirst)),
-    Plant("cached shards without the contiguity rule", {ALARM, COUNTS, NEGATIVE}, Parts(store=CachingAcrossOwners)),
+    Plant("cached shards without the contiguity rule", {ALARM, COUNTS, NEGATIVE, ANSWERS}, Parts(store=CachingAcrossOwners)),
     Plant("cached shards without the reload rule", {ALARM, COUNTS, NEGATIVE}, Parts(store=CachingWithoutReload)),
     Plant("shards with net zero skipped", {ALARM, COUNTS}, patches=[(projector_module, "fold", net_shards)]),
-    Plant("read repair off", {ALARM, COUNTS, EDGES, BACK, NEGATIVE}, Parts(prepare=no_read_repair)),
+    Plant("read repair off", {ALARM, COUNTS, EDGES, BACK, NEGATIVE, ANSWERS}, Parts(prepare=no_read_repair)),
     Plant("value and position torn", {COUNTS, NEGATIVE}, Parts(store=Torn)),
     Plant("pipelined flushes", {ALARM, COUNTS, NEGATIVE, EDGES, ANSWERS}, Parts(store=Pipelined)),
     Plant("exclusive end", {COUNTS}, patches=[(projector_module, "fold", exclusive_end)]),
@@ -543,5 +560,7 @@ PLANTS = [
     Plant("calls without a deadline", {IN_TIME}, patches=[(Peer, "left_s", lambda peer, deadline_s: 3_600.0)]),
     Plant("a throttle that never lets go", {GETS_THROUGH}, patches=[(Throttle, "probability", 1.0)]),
     Plant("a watch that fails", {UNEXPECTED}, patches=[(QueryService, "watch_counts", watch_with_a_fault)]),
+    Plant("a watch that falls silent", {WATCH}, patches=[(QueryService, "watch_counts", watch_that_falls_silent)]),
+    Plant("a watch that waits for the store", {WATCH}, patches=[(QueryService, "_look", look_that_waits)]),
     Plant("memory that loses a shard", {MEMORY, ANSWERS}, patches=[(Entry, "merge", forgetful_merge)]),
 ]

@@ -2,10 +2,11 @@
 
 import asyncio
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from itertools import chain
+from types import TracebackType
 from typing import Any, TypeVar
 
 from watertower import failpoints
@@ -32,7 +33,7 @@ class ReadCounters:
 class _Job:
     """One hop into a thread: the load of some entities, or another read."""
 
-    __slots__ = ("_reads", "done", "load", "read", "since_s")
+    __slots__ = ("_reads", "done", "load", "read", "since_s", "traceback")
 
     def __init__(self, read: Callable[[StoreReader], Any], load: Load | None = None, reads: int = 1) -> None:
         self.read = read
@@ -41,6 +42,7 @@ class _Job:
         loop = asyncio.get_running_loop()
         self.since_s = loop.time()  # when it was asked for
         self.done: asyncio.Future[Any] = loop.create_future()
+        self.traceback: TracebackType | None = None  # of its error, as it left the thread
 
     @property
     def reads(self) -> int:
@@ -72,7 +74,7 @@ class StoreReads:
         self._concurrent_max, self._waiting_max, self._retry_after_s = concurrent_max, waiting_max, retry_after_s
         self._patience_s = patience_s
         self._pool = pool
-        self._queue: deque[_Job] = deque()
+        self._queue: OrderedDict[_Job, None] = OrderedDict()  # in order; what is given up leaves it from anywhere
         self._jobs: dict[Load, _Job] = {}  # the loads that wait or are under way
         self.counters = ReadCounters()
         self._under_way = 0  # hops
@@ -110,11 +112,12 @@ class StoreReads:
             _, late = await asyncio.wait(needed, timeout=rest_s)
             if late:
                 raise BackendUnavailable("the store did not answer before the deadline")
-        ended = {job.done for job in jobs if job.done.done()}
-        errors = [error for done in ended if (error := done.exception()) is not None]
-        for error in errors:
+        ended = [job for job in dict.fromkeys(jobs) if job.done.done()]
+        errors = [(error, job.traceback) for job in ended if (error := job.done.exception()) is not None]
+        for error, traceback in errors:
             if not isinstance(error, BackendUnavailable | BackendRefused) or not self._may_stand_in(entries):
-                raise error
+                # All who wait raise the same one, and each time it would keep the frames of those before.
+                raise error.with_traceback(traceback)
         return entries, not errors and all(job.done.done() for job in jobs)
 
     def load_ahead(self, entities: Sequence[str]) -> None:
@@ -131,7 +134,10 @@ class StoreReads:
         self._admit(1)
         job = self._enqueue(_Job(read))
         self._dispatch()
-        result: T = await job.done
+        try:
+            result: T = await job.done
+        finally:
+            self._leave(job)
         return result
 
     async def check_edges(self, actor: str, kind: int, subjects: Sequence[str]) -> list[bool]:
@@ -145,7 +151,11 @@ class StoreReads:
         pieces = [unique[at : at + LOAD_ENTITIES_MAX] for at in range(0, len(unique), LOAD_ENTITIES_MAX)]
         jobs = [self._enqueue(_Job(check(piece), reads=len(piece))) for piece in pieces]
         self._dispatch()
-        answers = await asyncio.gather(*(job.done for job in jobs))
+        try:
+            answers = await asyncio.gather(*(job.done for job in jobs))
+        finally:
+            for job in jobs:
+                self._leave(job)
         active = dict(zip(unique, chain.from_iterable(answers), strict=True))
         return [active[subject] for subject in subjects]
 
@@ -153,8 +163,7 @@ class StoreReads:
         """Refuses what waits and waits for what is under way."""
         self._closed = True
         while self._queue:
-            job = self._queue.popleft()
-            self.counters.waiting -= job.reads
+            job = self._next()
             self._end(job, None, CallRefused(Reason.STOPPING, retry_after_s=self._retry_after_s))
         await asyncio.to_thread(self._pool.shutdown)
 
@@ -178,13 +187,25 @@ class StoreReads:
         return self._cache.register(entity, load), load
 
     def _enqueue(self, job: _Job) -> _Job:
-        self._queue.append(job)
+        self._queue[job] = None
         self.counters.waiting += job.reads
         return job
 
+    def _next(self) -> _Job:
+        """Takes out what has waited longest."""
+        job, _ = self._queue.popitem(last=False)
+        self.counters.waiting -= job.reads
+        return job
+
+    def _leave(self, job: _Job) -> None:
+        """Takes out what its only caller no longer waits for: while the store hangs, it would keep others from waiting."""
+        if job in self._queue:
+            del self._queue[job]
+            self.counters.waiting -= job.reads
+
     def _open_load(self) -> Load:
         """The load at the end of the queue, if there is one with room; else a new one there."""
-        last = self._queue[-1].load if self._queue else None
+        last = next(reversed(self._queue)).load if self._queue else None
         if last is not None and len(last.entities) < LOAD_ENTITIES_MAX:
             return last
         load = Load()
@@ -198,8 +219,7 @@ class StoreReads:
     def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
         while self._queue and self._under_way < self._concurrent_max:
-            job = self._queue.popleft()
-            self.counters.waiting -= job.reads
+            job = self._next()
             if job.done.cancelled():
                 continue
             if job.load is not None:
@@ -242,5 +262,6 @@ class StoreReads:
         if error is None:
             job.done.set_result(result)
         else:
+            job.traceback = error.__traceback__
             job.done.set_exception(error)
             job.done.exception()  # seen: nobody may be waiting any more

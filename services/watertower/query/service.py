@@ -105,7 +105,12 @@ class QueryService:
             settings.load_wait_ms_max / 1e3,
             pool(settings.loads_concurrent_max, "store-read"),
         )
-        self._watches = Watches(settings, self._look, lambda: self._tail.nothing, lambda freshness: self._message(freshness, NO_NEED))
+        self._watches = Watches(
+            settings,
+            lambda entities, patience_s: self._look(entities, patience_s=patience_s),
+            lambda: self._tail.nothing,
+            lambda freshness: self._message(freshness, NO_NEED),
+        )
         self._tokens = PageTokens(reader.identity.log.log_id)
         gates = {
             name: Gate(settings.store_calls_max, settings.store_queue_ms_max / 1e3)

@@ -17,6 +17,9 @@ from watertower.errors import BackendUnavailable
 from watertower.ports import Clock, FeedMessage, FeedReader, StoreReader
 from watertower.query.cache import CountsCache
 
+WAKE_NEEDS_MAX = 500
+"""Waiting calls that a look at the feed goes through in one go; reads get their turn in between."""
+
 
 class Freshness(NamedTuple):
     """What an answer may claim."""
@@ -104,7 +107,10 @@ class FeedTail:
             ends = self._ends
             if position.generation != self._generation or any(ends[partition] < end for partition, end in position.offsets.items()):
                 return False
-        return staleness_us_max is None or self._clock.now_us() - self.as_of_us <= staleness_us_max
+        if staleness_us_max is None:
+            return True
+        as_of = self.as_of_us
+        return as_of > 0 and self._clock.now_us() - as_of <= staleness_us_max  # 0 is no moment, however old an answer may be
 
     async def reach(self, need: Need, wait_s: float) -> bool:
         """Waits until `meets(need)`, `wait_s` at most; whether it does. Does not wait for another generation's positions, which it
@@ -138,9 +144,12 @@ class FeedTail:
                 await asyncio.sleep(0)
         if not messages:
             return  # nothing that could meet a need
-        for met, need in self._waiting.items():
+        # Of a list: calls come and go meanwhile. One that has gone is told to no effect.
+        for number, (met, need) in enumerate(list(self._waiting.items()), 1):
             if not met.done() and self.meets(need):
                 met.set_result(None)
+            if number % WAKE_NEEDS_MAX == 0:
+                await asyncio.sleep(0)
 
     async def run(self, interval_s: float) -> None:
         """Steps for good. While the store cannot be read it goes on trying: the answers' as_of shows it."""

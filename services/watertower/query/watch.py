@@ -23,8 +23,8 @@ from watertower.validation import ENTITIES_MAX, count_violation, id_violations, 
 WATCH_INTERVAL_MS_MAX = 60_000
 """Between two messages, at most: milliseconds that a request may ask for."""
 
-Look: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[list[Entry], Freshness]]]
-"""The entries of valid ids, in place, and what they may claim. Raises BackendUnavailable, CallRefused."""
+Look: TypeAlias = Callable[[Sequence[str], float], Awaitable[tuple[list[Entry], Freshness]]]
+"""The entries of valid ids, in place, and what they may claim, within so many seconds. Raises BackendUnavailable, CallRefused."""
 
 
 class Watches:
@@ -36,6 +36,7 @@ class Watches:
         """`nothing` is what is claimed where looking fails; `message` says a claim as it goes out."""
         self._settings, self._look, self._nothing, self._message = settings, look, nothing, message
         self._retry_after_s = settings.retry_after_ms / 1e3
+        self._heartbeat_s = settings.watch_heartbeat_ms / 1e3
         self._callers: Counter[str] = Counter()
         self._entities = 0
         self._ended = asyncio.Event()
@@ -53,16 +54,18 @@ class Watches:
             task.cancel(ENDED)
 
     async def watch(self, request: reader_pb2.WatchCountsRequest, peer: str) -> AsyncGenerator[bytes, None]:
-        """The messages of one call of `peer`, a gRPC name of the other end. Raises CallRefused, BackendUnavailable: before the first
-        message for any reason, after it only STOPPING."""
+        """The messages of one call of `peer`, a gRPC name of the other end. Raises CallRefused, BackendUnavailable, BackendRefused: before
+        the first message for any reason, after it only STOPPING. (What a store raises that answers nonsense goes on to the caller at any
+        time.) A store that does not answer is waited for before the first message as a call waits to be as fresh as it asks, and then for
+        one heartbeat at a time."""
         entities = list(request.entities)
         interval_s = self._interval_s(request, _violations(request, entities))
         values_of = shape_of(tuple(request.metrics)).values_of
         loop = asyncio.get_running_loop()
         with self._admitted(_host(peer), len(entities)), self._heard_of():
-            entries, freshness = await self._look(entities)
+            entries, freshness = await self._look(entities, self._settings.freshness_wait_ms_max / 1e3)
             sent: list[object] = [None] * len(entities)
-            sent_s = -self._settings.watch_heartbeat_ms / 1e3 + loop.time()
+            sent_s = loop.time() - self._heartbeat_s
             while True:
                 response = reader_pb2.WatchCountsResponse()
                 for index, entry in enumerate(entries):
@@ -71,13 +74,14 @@ class Watches:
                     if seen != sent[index]:
                         sent[index] = seen
                         response.counts.add(index=index, values=seen[0], known=seen[1])
-                if response.counts or loop.time() - sent_s >= self._settings.watch_heartbeat_ms / 1e3:
+                if response.counts or loop.time() - sent_s >= self._heartbeat_s:
                     response.freshness.CopyFrom(self._message(freshness))
                     yield response.SerializeToString()
                     sent_s = loop.time()
                 await self._pause(interval_s)
                 try:
-                    entries, freshness = await self._look(entities)
+                    # No longer than that: the caller is to hear that nothing is known, instead of nothing.
+                    entries, freshness = await self._look(entities, self._heartbeat_s)
                 except (BackendUnavailable, BackendRefused, CallRefused):
                     # What left memory cannot be had now: what was sent stands, and nothing is said of how fresh it is.
                     freshness = self._nothing()

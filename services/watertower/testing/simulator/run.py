@@ -164,6 +164,7 @@ async def _day(world: World, scenario: Scenario) -> None:
     for node in queries:
         for entity in ENTITIES:
             await _check_served(world, node, entity)
+    await watchers.last()
     for task in reading:
         task.cancel()
     for node in (*projectors, *queries):

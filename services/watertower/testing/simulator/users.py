@@ -14,7 +14,7 @@ from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, R
 from watertower.rpc import status_of
 from watertower.testing.simulator.clients import ACTORS, ENTITIES, POSTS, Deadline
 from watertower.testing.simulator.processes import IngestNode, Node, QueryNode
-from watertower.testing.simulator.watchers import error_of
+from watertower.testing.simulator.watchers import heard
 from watertower.testing.simulator.world import Broken, World
 
 T = TypeVar("T")
@@ -152,15 +152,14 @@ class SimulatedChannel:
         sending = node.spawn(send())
         try:
             while True:
-                getting = asyncio.ensure_future(on_its_way.get())
-                await asyncio.wait({getting, sending}, return_when=asyncio.FIRST_COMPLETED)
-                if not getting.done():
-                    getting.cancel()
-                    unexpected = error_of(sending)
-                    if unexpected is not None:
-                        self._world.fail(unexpected)  # the client would take it for its own, and go on without its near cache
+                try:
+                    message = await heard(on_its_way, sending)
+                except Exception as unexpected:
+                    self._world.fail(unexpected)  # the client would take it for its own, and go on without its near cache
+                    raise CallFailed(grpc.StatusCode.UNAVAILABLE) from unexpected
+                if message is None:
                     raise CallFailed(grpc.StatusCode.UNAVAILABLE)
-                yield deserializer(getting.result())
+                yield deserializer(message)
         finally:
             sending.cancel()
 
