@@ -678,6 +678,34 @@ def test_closing_ends_what_waits() -> None:
     run(test)
 
 
+def test_closing_ends_what_waits_for_its_retry() -> None:
+    """A call or a watch that is told to come back in an hour hears at once that the client was closed."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            later = refused(Reason.STOPPING, 3_600.0)
+            fake.on_record = fake.on_read = lambda number, request: later
+            fake.updates.put_nowait(later)
+            long: dict[str, float] = {"timeout_s": 7_200.0}
+            calls: list[Any] = [
+                client.follow("a", "b", **long),
+                client.counts("b", **long),
+                client.check("a", ["b"], **long),
+                client.list_actors("b", **long),
+                client.list_subjects("a", **long),
+                anext(client.watch(["b"])),
+            ]
+            waiting = [asyncio.ensure_future(call) for call in calls]
+            await until(lambda: fake.records and len(fake.reads) == 4 and fake.watches, "all of them were refused")
+            await asyncio.sleep(0.05)  # the refusals are on their way
+            await client.close()
+            async with asyncio.timeout(10):
+                results = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(result) for result in results] == [ClientClosed] * len(calls)
+
+    run(test)
+
+
 def test_closing_ends_what_was_not_begun() -> None:
     """A request whose task has not run when the client is closed: its caller hears of that, not of a deadline."""
 

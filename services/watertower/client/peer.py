@@ -37,12 +37,32 @@ class Peer:
         self, target: str, options: ClientOptions, clock: Clock, rng: random.Random, sleep: Sleep, on_attempt: OnAttempt | None = None
     ) -> None:
         self.target, self.clock, self.sleep = target, clock, sleep
-        self.closed = False
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.attempts_max = options.attempts_max
         self._options, self._rng = options, rng
         self._budget = RetryBudget(options.retry_percent_max, options.retry_reserve_max, clock)
         self._throttle = Throttle(clock, rng)
         self._on_attempt = on_attempt
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client is closed."""
+        return self._ending.done()
+
+    def close(self) -> None:
+        """Ends every pause, and lets no attempt begin any more. Idempotent."""
+        if not self.closed:
+            self._ending.set_result(None)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits before another attempt. Raises ClientClosed as soon as the client is closed."""
+        sleeping = asyncio.ensure_future(self.sleep(seconds))
+        try:
+            await asyncio.wait((sleeping, self._ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+        if self.closed:
+            raise closed()
 
     def admit(self, items: int) -> None:
         """Raises Throttled for a call of so many items that the server would most likely shed."""
@@ -109,7 +129,7 @@ class Peer:
                 wait = self.wait_s(failed.refusal, number)
                 if wait is None or wait >= self.left_s(deadline_s) or not self.take_retry():
                     raise self.error(failed.refusal) from failed
-            await self.sleep(wait)
+            await self.pause(wait)
             number += 1
 
     def error(self, refusal: Refusal) -> ClientError:

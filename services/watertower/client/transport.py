@@ -116,7 +116,8 @@ class Transport:
 
     async def close(self) -> None:
         """Ends everything that is under way. Idempotent."""
-        self._writer.closed = self._reader.closed = True
+        self._writer.close()
+        self._reader.close()
         if self._near is not None:
             await self._near.close()
         for batcher in (self._events, self._counts, self._later_counts):

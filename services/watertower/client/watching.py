@@ -54,7 +54,7 @@ async def watch(
         wait = wait_s(refusal, number, options.retry_base_ms / 1e3, options.retry_cap_ms / 1e3, rng.random())
         if wait is None:
             raise peer.error(refusal)
-        await peer.sleep(wait)
+        await peer.pause(wait)
         number += 1
 
 
