@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
-from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
+from tests.client.fake import AWAY, SHED, Never, Refusal, refused, run, served, until
+from watertower.client import ALL_METRICS, ClientClosed, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
 from watertower.client.answers import Freshness, position_of
-from watertower.client.calls import Answer
+from watertower.client.calls import Answer, Calls
 from watertower.client.channels import ANSWER_BYTES_MAX
 from watertower.client.seen import Seen
 from watertower.core.positions import Position, decode_position, encode_position
@@ -301,6 +301,58 @@ def test_a_session_without_time_to_ask_again() -> None:
             gate.set()
 
     run(test)
+
+
+@pytest.mark.parametrize("refusal", [SHED, AWAY, refused(Reason.STORE_UNAVAILABLE, 0.1)], ids=["shed", "away", "store away"])
+@pytest.mark.parametrize("call", ["counts", "check", "list_actors"])
+def test_a_session_whose_second_question_fails(call: str, refusal: Refusal) -> None:
+    """The answer that it has is given, and says that it is behind."""
+
+    async def test() -> None:
+        async with served(attempts_max=1) as (fake, client):
+            session = client.session()
+            fake.positions = [LATER, EARLIER]
+            await session.counts("bob")
+            fake.on_read = lambda number, request: refusal if request.min_position else None
+            freshness = (await ask_bob(session, call)).freshness
+            assert (len(fake.reads), freshness.position, freshness.satisfied) == (3, EARLIER, False)
+
+    run(test)
+
+
+@pytest.mark.parametrize("call", ["counts", "check", "list_actors"])
+def test_a_session_that_cannot_ask_again_says_so(call: str) -> None:
+    """A refusal that repeating cannot help is an error, and so is the client's end, also where there is an answer that is behind."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session, gate = client.session(), asyncio.Event()
+            fake.positions = [LATER, EARLIER, EARLIER]
+            await session.counts("bob")
+            invalid = refused(Reason.MIN_POSITION_INVALID, violations=[Violation("min_position", Reason.MIN_POSITION_INVALID)])
+            fake.on_read = lambda number, request: invalid if request.min_position else None
+            with pytest.raises(InvalidRequest):
+                await ask_bob(session, call)
+            fake.on_read = lambda number, request: _wait_for(gate) if request.min_position else None
+            waiting = asyncio.create_task(ask_bob(session, call))
+            await until(lambda: len(fake.reads) == 5, "it asks again")
+            await client.close()
+            with pytest.raises(ClientClosed):
+                await waiting
+            gate.set()
+
+    run(test)
+
+
+async def ask_bob(calls: Calls, call: str) -> Any:
+    """One read about bob."""
+    if call == "check":
+        return await calls.check("ann", ["bob"])
+    return await getattr(calls, call)("bob")
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def test_a_session_goes_on_elsewhere() -> None:
