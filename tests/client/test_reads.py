@@ -1,14 +1,16 @@
 """Reads and sessions, against a scripted server."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.client.fake import AWAY, SHED, Never, Refusal, refused, run, served, until
-from watertower.client import ALL_METRICS, ClientClosed, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
+from watertower.client import ALL_METRICS, ClientClosed, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session, TooManyWaiting
 from watertower.client.answers import Freshness, position_of
 from watertower.client.calls import Answer, Calls
 from watertower.client.channels import ANSWER_BYTES_MAX
@@ -187,6 +189,38 @@ def test_reads_are_retried_and_shed_as_writes_are() -> None:
                 with pytest.raises(Overloaded):
                     await call()
                 assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_waiting_reads_are_bounded() -> None:
+    """Counts, counts that wait for a write, and other calls, each for itself: one above waiting_items_max is refused at once. When others
+    have their answers there is room again, also after a failure or a cancellation."""
+
+    async def test() -> None:
+        async with served(waiting_items_max=3, batch_items_max=3) as (fake, client):
+            gate = asyncio.Event()
+            fake.on_read = lambda number, request: _wait_for(gate)
+            session = client.session(EARLIER)
+            calls: list[Callable[[], Awaitable[Any]]] = [lambda: client.check("a", ["b"]), lambda: client.list_actors("b")]
+            calls.append(lambda: client.list_subjects("a"))
+            waiting: list[asyncio.Future[Any]] = []
+            for sort in ([lambda: client.counts("a")], [lambda: session.counts("a")], calls):
+                waiting += [asyncio.ensure_future(sort[number % len(sort)]()) for number in range(3)]
+                await asyncio.sleep(0)
+                for call in sort:
+                    with pytest.raises(TooManyWaiting, match="waiting_items_max"):
+                        await call()
+            waiting[-1].cancel()
+            await asyncio.wait(waiting[-1:])
+            fourth = asyncio.ensure_future(client.check("a", ["b"]))
+            await client.follow("a", "b")  # the events' own bound
+            gate.set()
+            await asyncio.gather(*waiting[:-1], fourth)
+            fake.on_read = lambda number, request: Refusal(grpc.StatusCode.INTERNAL)
+            for _ in range(4):
+                with pytest.raises(Refused):
+                    await client.check("a", ["b"])
 
     run(test)
 

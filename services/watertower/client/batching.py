@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, TooManyWaiting, Violation
+from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, Violation
 from watertower.client.options import ClientOptions
 from watertower.client.peer import AttemptFailed, Method, Peer, closed
 
@@ -160,7 +160,7 @@ class Batcher(Generic[P, R]):
         if self._closed:
             raise ClientClosed("the client is closed")
         if self._waiting + held > self._waiting_max:
-            raise TooManyWaiting(f"{self._waiting} items wait for {self._peer.target}, and {self._waiting_max} may (waiting_items_max)")
+            raise self._peer.too_many_waiting(self._waiting, "items")
         self._peer.admit(items)
         self._waiting += held
 

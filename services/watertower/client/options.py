@@ -40,7 +40,8 @@ class ClientOptions:
     """requests on their way at once: of events, of counts, of counts that wait for a position"""
 
     waiting_items_max: int = 100_000
-    """events, or entities, that wait for an answer; a call above that is refused at once"""
+    """events that wait for an answer, and likewise entities of counts, entities of counts that wait for a position, and other calls: of
+    each so many; a call above that is refused at once"""
 
     near_entities_max: int = 0
     """entities whose counts are kept near; 0 turns the near cache off"""
