@@ -329,7 +329,7 @@ def test_waiting_items_are_bounded() -> None:
     """A call above waiting_items_max is refused at once; when others have their answers there is room again."""
 
     async def test() -> None:
-        async with served(waiting_items_max=3) as (fake, client):
+        async with served(batch_items_max=3, waiting_items_max=3) as (fake, client):
             gate = asyncio.Event()
             fake.on_record = lambda number, request: _until_set(gate)
             waiting = [asyncio.create_task(client.follow(f"a{n}", "b")) for n in range(3)]
@@ -367,6 +367,13 @@ def test_a_call_may_be_larger_than_what_may_wait() -> None:
             await asyncio.gather(*waiting)
 
     run(test)
+
+
+def test_a_full_part_of_a_call_may_wait() -> None:
+    """Fewer waiting items than one request holds would refuse every large call for ever: refused where it is set."""
+    with pytest.raises(ValueError, match=r"waiting_items_max is 999: must be batch_items_max \(1000\) or more"):
+        ClientOptions(waiting_items_max=999)
+    ClientOptions(batch_items_max=999, waiting_items_max=999)
 
 
 class _LetsOneIn(random.Random):

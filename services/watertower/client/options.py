@@ -60,6 +60,8 @@ class ClientOptions:
             value = getattr(self, field.name)
             if value < least or (most is not None and value > most):
                 raise ValueError(f"{field.name} is {value}: must be {least} " + ("or more" if most is None else f"to {most}"))
+        if self.waiting_items_max < self.batch_items_max:  # a full part of a call would never be let in
+            raise ValueError(f"waiting_items_max is {self.waiting_items_max}: must be batch_items_max ({self.batch_items_max}) or more")
 
 
 _MAY_BE_ZERO = {"retry_percent_max", "retry_reserve_max", "batch_wait_ms_max", "near_entities_max"}
