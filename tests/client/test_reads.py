@@ -114,6 +114,22 @@ def test_one_readers_mistake_is_not_anothers() -> None:
     run(test)
 
 
+def test_a_refused_metric_is_no_entitys() -> None:
+    """A service that does not know a metric names its place in the metrics: every caller hears that, and not who has asked for the entity
+    at the same place."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            wrong = refused(Reason.METRIC_UNKNOWN, violations=[Violation("metrics[1]", Reason.METRIC_UNKNOWN)])
+            fake.on_read = lambda number, request: wrong
+            results = await asyncio.gather(*(client.counts(entity) for entity in "abc"), return_exceptions=True)
+            for result in results:
+                assert isinstance(result, InvalidRequest)
+                assert [v.field for v in result.violations] == ["metrics[1]"]
+
+    run(test)
+
+
 def test_mistakes_that_need_no_service_cost_no_request() -> None:
     """Ids, kinds, metrics and sizes are looked at before anything is sent."""
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import grpc
 
@@ -52,6 +52,9 @@ class Entry(Generic[P, R]):
 
 class Batch(ABC, Generic[P, R]):
     """Entries that go in one request."""
+
+    field: ClassVar[str]
+    """The list of the request that its items are in, as the service names it."""
 
     def __init__(self, items_max: int) -> None:
         self.items_max = items_max
@@ -291,8 +294,8 @@ class Batcher(Generic[P, R]):
         blamed: dict[int, tuple[Entry[P, R], list[Violation]]] = {}
         for violation in refusal.violations:
             found = _INDEXED.fullmatch(violation.field)
-            if found is None:
-                return False  # of the request as a whole
+            if found is None or found["list"] != batch.field:
+                return False  # of the request as a whole, or of what all entries have in common
             for entry, index in batch.owners(int(found["index"])):
                 own = violation._replace(field=f"{found['list']}[{index}]{found['rest']}")
                 blamed.setdefault(id(entry), (entry, []))[1].append(own)
