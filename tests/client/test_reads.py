@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.client.fake import AWAY, SHED, Never, Refusal, refused, run, served, until
 from watertower.client import ALL_METRICS, ClientClosed, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session, TooManyWaiting
+from watertower.client.ahead import Ahead
 from watertower.client.answers import Freshness, position_of
 from watertower.client.calls import Answer, Calls
 from watertower.client.channels import ANSWER_BYTES_MAX
@@ -486,6 +487,61 @@ def test_what_waits_holds_up_nothing_else() -> None:
             await waiting
 
     run(test)
+
+
+def test_a_session_ahead_of_the_log_holds_up_no_other() -> None:
+    """A position that an answer did not reach is asked for beside the others, however often, by however many sessions; when an answer has
+    reached it, together with them."""
+
+    async def test() -> None:
+        async with served(batch_calls_max=2, batch_wait_ms_max=0, batch_items_max=1) as (fake, client):
+            lost, gate = Position(1, {0: 900, 1: 2}), asyncio.Event()
+            token = encode_position(lost)
+            fake.positions = [LATER]
+            assert not (await client.session(token).counts("bob")).freshness.satisfied
+
+            async def hold(number: int, request: Any) -> None:
+                if decode_position(request.min_position).covers(lost):
+                    await gate.wait()
+
+            fake.on_read = hold
+            waiting = [asyncio.create_task(client.session(token).counts(f"e{number}")) for number in range(4)]
+            await until(lambda: len(fake.reads) == 3, "as many of them as may be are on their way")
+            async with asyncio.timeout(5):
+                fake.written = Position(1, {0: 5, 1: 1})
+                found = await asyncio.gather(*(client.session(EARLIER).counts(f"e{number}") for number in range(4)))
+            assert all(one.freshness.satisfied for one in found)
+            fake.written = lost
+            gate.set()
+            assert all(one.freshness.satisfied for one in await asyncio.gather(*waiting))
+        async with served() as (fake, client):
+            fake.written = decode_position(LATER)
+            await client.session(token).counts("bob")
+            await asyncio.gather(client.session(token).counts("bob"), client.session(EARLIER).counts("bob"))
+            assert {request.min_position for request in fake.reads[1:]} == {token, EARLIER}
+            fake.written = lost
+            await client.session(token).counts("bob")
+            fake.reads.clear()
+            await asyncio.gather(client.session(token).counts("bob"), client.session(EARLIER).counts("bob"))
+            assert [decode_position(request.min_position) for request in fake.reads] == [lost]
+
+    run(test)
+
+
+def test_what_is_ahead() -> None:
+    """From the earliest offset of each partition that an answer did not reach, until one does; of one generation, the newest that answered."""
+    ahead = Ahead()
+    assert not ahead.includes(Position(0, {0: 0}))
+    ahead.answered(Position(1, {0: 9, 1: 9}), Position(1, {0: 4, 1: 9}))
+    ahead.answered(Position(1, {0: 7}), Position(1, {0: 5}))
+    ahead.answered(Position(1, {0: 8}), None)
+    ahead.answered(Position(1, {0: 8}), Position(2, {0: 8}))
+    wanted = [Position(1, {0: 7}), Position(1, {0: 12, 1: 0}), Position(1, {0: 6}), Position(1, {1: 12}), Position(2, {0: 12})]
+    assert [ahead.includes(position) for position in wanted] == [True, True, False, False, False]
+    ahead.answered(Position(1, {0: 7}), Position(1, {0: 7}))
+    assert not ahead.includes(Position(1, {0: 7}))
+    ahead.answered(Position(2, {0: 3}), Position(2, {}))
+    assert ahead.includes(Position(2, {0: 3}))
 
 
 def test_a_new_generation_is_told_once() -> None:
