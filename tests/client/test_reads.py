@@ -13,6 +13,7 @@ from tests.client.fake import AWAY, SHED, Never, Refusal, refused, run, served, 
 from watertower.client import ALL_METRICS, ClientClosed, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session, TooManyWaiting
 from watertower.client.ahead import Ahead
 from watertower.client.answers import Freshness, position_of
+from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch
 from watertower.client.calls import Answer, Calls
 from watertower.client.channels import ANSWER_BYTES_MAX
 from watertower.client.seen import Seen
@@ -65,6 +66,23 @@ def test_the_same_reads_share_a_place() -> None:
             assert {one.followers for one in found} == {9}
 
     run(test)
+
+
+class _Places(dict[str, int]):
+    """Is looked up in, and never walked."""
+
+    def keys(self) -> Any:
+        raise AssertionError("all of the batch was walked for one call")
+
+    __iter__ = keys
+
+
+def test_a_call_looks_at_its_own_entities_only() -> None:
+    """Whether it fits into a batch costs what it asks for, not what the batch holds. One that is there already needs no room."""
+    batch = EntityBatch(CountsKey((Metric.LIKES,), None), 4)
+    batch._places = _Places(a=0, b=1, c=2)
+    asked = ["a"], ["d"], ["d", "d", "a"], ["d", "e"], ["a", "b", "c", "d", "e"]
+    assert [batch.fits(CountsQuestion(entities, None)) for entities in asked] == [True, True, True, False, False]
 
 
 def test_only_equal_questions_share_a_request() -> None:

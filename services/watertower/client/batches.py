@@ -90,7 +90,7 @@ class EntityBatch(Batch[CountsQuestion, list[Counts]]):
 
     def fits(self, payload: CountsQuestion) -> bool:
         places = self._places
-        new = len(set(payload.entities) - places.keys())
+        new = sum(entity not in places for entity in set(payload.entities))  # a difference of sets would walk all of the places
         return len(places) + new <= self.items_max
 
     def add(self, entry: Entry[CountsQuestion, list[Counts]]) -> None:
