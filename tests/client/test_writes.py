@@ -26,6 +26,7 @@ from watertower.client import (
     TooManyWaiting,
     Unavailable,
 )
+from watertower.client.batching import Entry
 from watertower.client.retries import THROTTLE_WINDOW_S
 from watertower.core.positions import decode_position
 from watertower.errors import Reason, Violation
@@ -631,6 +632,25 @@ def test_who_has_no_time_for_a_retry_hears_why() -> None:
             with pytest.raises(Unavailable):  # nobody is left: no retry is waited for
                 await client.follow("hasty", "b", timeout_s=2)
             assert len(fake.records) == 3
+
+    run(test)
+
+
+def test_who_has_time_for_a_retry_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each caller by itself: none is looked for among the others, of which there may be a thousand."""
+
+    def compared(entry: object, other: object) -> bool:
+        raise AssertionError("a caller was looked for among others")
+
+    async def test() -> None:
+        clock = FakeClock()
+        async with served(clock, Never(), Naps(clock)) as (fake, client):
+            fake.on_record = lambda number, request: refused(Reason.LOG_UNAVAILABLE, 3.0) if number == 0 else None
+            monkeypatch.setattr(Entry, "__eq__", compared)
+            calls = [client.follow(f"a{n}", "b", timeout_s=2 if n % 2 else 20) for n in range(6)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [isinstance(result, Unavailable) for result in results] == [False, True] * 3
+            assert events_of(fake)[1] == ["a0", "a2", "a4"]
 
     run(test)
 

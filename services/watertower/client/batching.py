@@ -260,15 +260,15 @@ class Batcher(Generic[P, R]):
                 self._halve(batch)
                 return
             wait = peer.wait_s(refusal, number)
-            in_time = [] if wait is None else [entry for entry in batch.entries if peer.left_s(entry.deadline_s) > wait]
-            # The others gain nothing from waiting.
-            if wait is None or not in_time or not peer.take_retry():
+            late = [entry for entry in batch.entries if wait is None or peer.left_s(entry.deadline_s) <= wait]
+            # They gain nothing from waiting.
+            if wait is None or len(late) == len(batch.entries) or not peer.take_retry():
                 _fail(batch, partial(peer.error, refusal))
                 return
+            for entry in late:
+                entry.fail(peer.error(refusal))
             for entry in batch.entries:
                 entry.last = refusal
-                if entry not in in_time:
-                    entry.fail(peer.error(refusal))
             await peer.sleep(wait)
             number += 1
 
