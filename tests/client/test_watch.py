@@ -8,9 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.fake import FakeServer, Naps, Refusal, refused, run, served, until
+from tests.client.fake import FakeServer, Naps, Never, Refusal, refused, run, served, until
 from watertower.client import Client, ClientClosed, Metric, Refused
 from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX
+from watertower.client.watching import WATCH_SETTLED_S
 from watertower.core.positions import Position, encode_position
 from watertower.errors import Reason
 from watertower.testing.clock import FakeClock
@@ -66,6 +67,31 @@ def test_a_watch_connects_again(end: Refusal | None) -> None:
             assert await second == {"a": 2}
             asked = 0.5 if end is not None and end.trailing else 0.0
             assert [asked <= wait < asked + 0.05 for wait in naps.waits] == [True]
+            await updates.aclose()
+
+    run(test)
+
+
+def test_a_watch_that_ends_again_and_again_waits_longer() -> None:
+    """A message is no sign of a good connection: only after some seconds of one do the waits begin anew."""
+
+    async def test() -> None:
+        clock = FakeClock()
+        naps = Naps(clock)
+        async with served(clock, Never(), naps) as (fake, client):
+            updates = client.watch(["a"])
+            for number in range(6):
+                following = asyncio.create_task(next_of(updates))
+                await until(lambda number=number: len(fake.watches) == number + 1, "the watch is there")
+                fake.updates.put_nowait(fake.update(a=number))
+                assert await following == {"a": number}
+                clock.advance(WATCH_SETTLED_S if number == 4 else WATCH_SETTLED_S - 0.1)
+                fake.updates.put_nowait(None)
+            following = asyncio.create_task(next_of(updates))
+            await until(lambda: len(fake.watches) == 7, "it is there again")
+            assert naps.waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.05, 0.1], rel=1e-3)
+            following.cancel()
+            await asyncio.wait([following])
             await updates.aclose()
 
     run(test)

@@ -18,6 +18,10 @@ from watertower.client.seen import Seen
 from watertower.core.model import Metric
 from watertower.v1 import reader_pb2
 
+WATCH_SETTLED_S = 5.0
+"""Seconds after its first message from which on a watch counts as connected: the waits begin anew after it. One that ends sooner, and again, is
+no better than one that cannot be made."""
+
 _ENDED = Refusal(grpc.StatusCode.UNAVAILABLE, "the service ended the watch")
 
 
@@ -38,9 +42,11 @@ async def watch(
         if peer.closed:
             raise closed()
         call: Any = method(request)
+        first_s: float | None = None  # the moment of its first message
         try:
             async for message in call:
-                number = 0
+                if first_s is None:
+                    first_s = peer.clock.monotonic_s()
                 yield _update(request.entities, metrics, message)
             refusal = _ENDED
         except grpc.RpcError as error:
@@ -51,6 +57,8 @@ async def watch(
             raise
         finally:
             call.cancel()
+        if first_s is not None and peer.clock.monotonic_s() - first_s >= WATCH_SETTLED_S:
+            number = 0
         wait = wait_s(refusal, number, options.retry_base_ms / 1e3, options.retry_cap_ms / 1e3, rng.random())
         if wait is None:
             raise peer.error(refusal)
