@@ -62,6 +62,7 @@ class FakeServer(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Engag
         self.written = Position(1, {0: 0})
         self.positions: list[bytes] = []  # of the next answers, instead of `written`
         self.watches: list[reader_pb2.WatchCountsRequest] = []
+        self.watching = 0  # watches that have not ended
         self.updates: asyncio.Queue[reader_pb2.WatchCountsResponse | Refusal | None] = asyncio.Queue()
 
     @property
@@ -112,13 +113,17 @@ class FakeServer(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Engag
 
     async def WatchCounts(self, request: reader_pb2.WatchCountsRequest, context: Any) -> AsyncIterator[reader_pb2.WatchCountsResponse]:  # noqa: N802
         self.watches.append(request)
-        while True:
-            update = await self.updates.get()
-            if update is None:
-                return
-            if isinstance(update, Refusal):
-                await context.abort(update.status, update.said, update.trailing)
-            yield update
+        self.watching += 1
+        try:
+            while True:
+                update = await self.updates.get()
+                if update is None:
+                    return
+                if isinstance(update, Refusal):
+                    await context.abort(update.status, update.said, update.trailing)
+                yield update
+        finally:
+            self.watching -= 1
 
     def update(self, **followers: int) -> reader_pb2.WatchCountsResponse:
         """A message to the newest watch, at the current position: entities of the watch by name, with one value for every metric."""

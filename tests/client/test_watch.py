@@ -10,7 +10,7 @@ import pytest
 
 from tests.client.fake import FakeServer, Naps, Never, Refusal, refused, run, served, until
 from watertower.client import Client, ClientClosed, Metric, Refused
-from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX
+from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX, NEAR_IDLE_LOOKS_MAX
 from watertower.client.watching import WATCH_SETTLED_S
 from watertower.core.positions import Position, encode_position
 from watertower.errors import Reason
@@ -328,6 +328,57 @@ def test_a_new_favourite_takes_over_without_a_gap() -> None:
             assert not fake.reads
             await client.counts("a")
             assert len(fake.reads) == 1
+
+    run(test)
+
+
+def test_what_is_watched_stays_while_there_is_room() -> None:
+    """A new favourite takes the place of what was not read for the longest time, and only if there is no free one."""
+
+    async def test() -> None:
+        async with near(FakeClock(), entities=2) as (fake, client, steps):
+            for number, (entity, watched) in enumerate((("b", ["a", "b"]), ("c", ["b", "c"])), 2):
+                for _ in range(2):
+                    await client.counts(entity)
+                steps.step()
+                await until(lambda number=number: len(fake.watches) == number, "the new watch is there")
+                assert list(fake.watches[-1].entities) == watched
+                for _ in range(2):  # the old one may swallow the first word
+                    fake.updates.put_nowait(fake.update(**dict.fromkeys(watched, number)))
+                cache: Any = client._transport._near
+                await until(lambda entity=entity: cache._next is None and entity in cache._feed.counts, "it has taken over")
+                await until(lambda: fake.watching == 1, "the one before has ended")
+            await client.counts("c")
+            steps.step()
+            await until(lambda: not cache._reads, "there was a look")
+            assert len(fake.watches) == 3
+
+    run(test)
+
+
+def test_what_is_read_no_more_is_let_go() -> None:
+    """After some looks without a read the stream ends, and with the next reads there is another one."""
+
+    async def test() -> None:
+        async with near(FakeClock()) as (fake, client, steps):
+            cache: Any = client._transport._near
+            for looks in (NEAR_IDLE_LOOKS_MAX - 1, NEAR_IDLE_LOOKS_MAX):
+                assert (await client.counts("a")).followers == 7
+                steps.step()
+                await until(lambda: not cache._reads, "there was a look")
+                for _ in range(looks):
+                    steps.step()
+                if looks < NEAR_IDLE_LOOKS_MAX:
+                    await until(lambda looks=looks: cache._idle == {"a": looks}, "all looks were made")
+                    assert fake.watching == 1
+            await until(lambda: fake.watching == 0, "the stream has ended")
+            assert cache._looking is None
+            assert not fake.reads
+            for _ in range(2):
+                await client.counts("a")
+            assert len(fake.reads) == 2
+            steps.step()
+            await until(lambda: fake.watching == 1, "it is watched again")
 
     run(test)
 
