@@ -174,10 +174,13 @@ class Naps:
 
 
 @contextlib.asynccontextmanager
-async def serving(port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[FakeServer]:
-    """A fake server that listens; port 0 takes a free one."""
+async def serving(port: int = 0, host: str = "127.0.0.1", streams_max: int | None = None) -> AsyncIterator[FakeServer]:
+    """A fake server that listens; port 0 takes a free one. `streams_max`: calls at once on one connection."""
     fake = FakeServer()
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    options = [("grpc.so_reuseport", 0)]
+    if streams_max is not None:
+        options.append(("grpc.max_concurrent_streams", streams_max))
+    server = grpc.aio.server(options=options)
     writer_pb2_grpc.add_EngagementWriterServicer_to_server(fake, server)
     reader_pb2_grpc.add_EngagementReaderServicer_to_server(fake, server)
     fake.port = server.add_insecure_port(f"{host}:{port}")

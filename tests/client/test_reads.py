@@ -547,7 +547,7 @@ def test_a_session_ahead_of_the_log_holds_up_no_other() -> None:
 
 
 def test_what_is_ahead() -> None:
-    """From the earliest offset of each partition that an answer did not reach, until one does; of one generation, the newest that answered."""
+    """From the earliest offset of each partition that an answer did not reach, until one does; of the generation that answered last."""
     ahead = Ahead()
     assert not ahead.includes(Position(0, {0: 0}))
     ahead.answered(Position(1, {0: 9, 1: 9}), Position(1, {0: 4, 1: 9}))

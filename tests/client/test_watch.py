@@ -8,13 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.fake import FakeServer, Naps, Never, Refusal, refused, run, served, until
+from tests.client.fake import FakeServer, Naps, Never, Refusal, refused, run, served, serving, until
 from watertower.client import Client, ClientClosed, Metric, Refused
 from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX, NEAR_IDLE_LOOKS_MAX
+from watertower.client.watch_channels import WATCHES_PER_CHANNEL
 from watertower.client.watching import WATCH_SETTLED_S
 from watertower.core.positions import Position, encode_position
 from watertower.errors import Reason
 from watertower.testing.clock import FakeClock
+from watertower.v1 import reader_pb2
 
 
 async def next_of(updates: Any) -> dict[str, int]:
@@ -171,6 +173,45 @@ def test_closing_the_client_ends_a_watch() -> None:
             await client.close()
             with pytest.raises(ClientClosed):
                 await waiting
+
+    run(test)
+
+
+def test_watches_take_no_room_from_reads() -> None:
+    """Of a service that bounds the calls at once on a connection: more watches than that are all there, and reads are answered. Connections
+    that no watch needs any more are closed."""
+
+    async def test() -> None:
+        async with serving(streams_max=WATCHES_PER_CHANNEL) as fake, Client(fake.target, fake.target) as client:
+            channels: Any = client._transport._watches
+            watches = [client.watch([f"e{number}"]) for number in range(2 * WATCHES_PER_CHANNEL + 1)]
+            waiting = [asyncio.ensure_future(anext(updates)) for updates in watches]
+            await until(lambda: fake.watching == len(watches), "all watches are there")
+            await asyncio.gather(*(client.counts("a", timeout_s=5.0) for _ in range(2)), client.check("a", ["b"], timeout_s=5.0))
+            assert len(channels._open) == 3
+            for _ in watches:
+                fake.updates.put_nowait(reader_pb2.WatchCountsResponse())
+            await asyncio.gather(*waiting)
+            for left, updates in enumerate(reversed(watches)):
+                assert len(channels._open) == 3 - (left + WATCHES_PER_CHANNEL - 1) // WATCHES_PER_CHANNEL
+                await updates.aclose()
+            assert channels._open == []
+            await until(lambda: fake.watching == 0, "all watches have ended")
+
+    run(test)
+
+
+def test_few_calls_at_once_are_enough_for_watches_and_reads() -> None:
+    """Also where one connection takes two calls: two watches leave both to reads, and end with their client."""
+
+    async def test() -> None:
+        async with serving(streams_max=2) as fake, Client(fake.target, fake.target) as client:
+            waiting = [asyncio.ensure_future(anext(client.watch([entity]))) for entity in "ab"]
+            await until(lambda: fake.watching == 2, "both watches are there")
+            await client.counts("a", timeout_s=5.0)
+            await client.close()
+            assert [type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)] == [ClientClosed] * 2
+            await until(lambda: fake.watching == 0, "both watches have ended")
 
     run(test)
 
@@ -337,6 +378,7 @@ def test_what_is_watched_stays_while_there_is_room() -> None:
 
     async def test() -> None:
         async with near(FakeClock(), entities=2) as (fake, client, steps):
+            cache: Any = client._transport._near
             for number, (entity, watched) in enumerate((("b", ["a", "b"]), ("c", ["b", "c"])), 2):
                 for _ in range(2):
                     await client.counts(entity)
@@ -345,7 +387,6 @@ def test_what_is_watched_stays_while_there_is_room() -> None:
                 assert list(fake.watches[-1].entities) == watched
                 for _ in range(2):  # the old one may swallow the first word
                     fake.updates.put_nowait(fake.update(**dict.fromkeys(watched, number)))
-                cache: Any = client._transport._near
                 await until(lambda entity=entity: cache._next is None and entity in cache._feed.counts, "it has taken over")
                 await until(lambda: fake.watching == 1, "the one before has ended")
             await client.counts("c")

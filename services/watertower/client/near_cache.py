@@ -115,8 +115,8 @@ class NearCache:
                 feed.task = asyncio.get_running_loop().create_task(self._follow(feed))
 
     def _worth_it(self) -> frozenset[str]:
-        """What was read most since the last look; of what is watched, a single read is enough. Then, while there is room, what is watched, that
-        with the latest read first: to watch it on costs nothing, and to leave it out and take it in again two new streams."""
+        """What was read most since the last look; of what is watched, a single read is enough. Then, while there is room, the rest
+        of what is watched, the latest read first: to watch it on costs nothing, to leave it out and take it in again two new streams."""
         watched = {entity for feed in (self._feed, self._next) if feed is not None for entity in feed.entities}
         self._idle = {entity: 0 if entity in self._reads else self._idle.get(entity, 0) + 1 for entity in sorted(watched)}
         worth = [(reads, entity) for entity, reads in self._reads.items() if reads >= NEAR_READS_MIN or entity in watched]

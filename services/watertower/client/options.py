@@ -37,8 +37,8 @@ class ClientOptions:
     """ms that a call waits for others while a request is on its way; none does where nothing is"""
 
     batch_calls_max: int = 8
-    """requests on their way at once: of events, of counts, of counts that wait for a position, of counts that wait for one which an answer did not
-    reach"""
+    """requests on their way at once: of events, of counts, of counts that wait for a position, and of those that wait for one which no
+    answer has reached"""
 
     waiting_items_max: int = 100_000
     """events that wait for an answer, entities of each of the three sorts of counts, and other calls: of each so many; a call above that is

@@ -17,6 +17,7 @@ from watertower.client.near_cache import NearCache
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Peer, Sleep
 from watertower.client.requests import Stamps, metric_names
+from watertower.client.watch_channels import WatchChannels
 from watertower.client.watching import watch
 from watertower.core.model import Metric
 from watertower.core.positions import Position, encode_position
@@ -44,6 +45,7 @@ class Transport:
         self._rng = rng
         self._channels = [connect(target, credentials) for target in (write_target, read_target)]
         self._writer, self._reader = (Peer(target, options, clock, rng, sleep, on_attempt) for target in (write_target, read_target))
+        self._watches = WatchChannels(lambda: connect(read_target, credentials))
         self._stub = reader_pb2_grpc.EngagementReaderStub(self._channels[1])
         record = writer_pb2_grpc.EngagementWriterStub(self._channels[0]).RecordEvents
         size = options.batch_items_max
@@ -116,7 +118,7 @@ class Transport:
 
     def watch(self, request: reader_pb2.WatchCountsRequest) -> AsyncGenerator[Update, None]:
         """The updates of one watch."""
-        return watch(self._reader, self._stub.WatchCounts, request, self.options, self._rng)
+        return watch(self._reader, self._watches, request, self.options, self._rng)
 
     def _watch_all(self, entities: Sequence[str]) -> AsyncGenerator[Update, None]:
         return self.watch(reader_pb2.WatchCountsRequest(entities=entities, metrics=metric_names(ALL_METRICS)))
@@ -129,6 +131,7 @@ class Transport:
             await self._near.close()
         for batcher in (self._events, self._counts, self._later_counts, self._ahead_counts):
             await batcher.close()
+        await self._watches.close()
         for channel in self._channels:
             await channel.close()
 

@@ -15,19 +15,20 @@ from watertower.client.options import ClientOptions
 from watertower.client.peer import Method, Peer, cancelled, closed
 from watertower.client.retries import wait_s
 from watertower.client.seen import Seen
+from watertower.client.watch_channels import WatchChannels
 from watertower.core.model import Metric
 from watertower.v1 import reader_pb2
 
 WATCH_SETTLED_S = 5.0
-"""Seconds after its first message from which on a watch counts as connected: the waits begin anew after it. One that ends sooner, and again, is
-no better than one that cannot be made."""
+"""Seconds after its first message from which on a watch counts as connected: the waits begin anew after it. One that ends sooner, again and
+again, is no better than one that cannot be made."""
 
 _ENDED = Refusal(grpc.StatusCode.UNAVAILABLE, "the service ended the watch")
 
 
 async def watch(
     peer: Peer,
-    method: Method,
+    channels: WatchChannels,
     request: reader_pb2.WatchCountsRequest,
     options: ClientOptions,
     rng: random.Random,
@@ -36,6 +37,20 @@ async def watch(
 
     A watch has no deadline, so neither attempts nor the retry budget end it: lost connections are made again after full jitter.
     """
+    if peer.closed:
+        raise closed()
+    async with channels.method() as method, contextlib.aclosing(_connected(peer, method, request, options, rng)) as updates:
+        async for update in updates:
+            yield update
+
+
+async def _connected(
+    peer: Peer,
+    method: Method,
+    request: reader_pb2.WatchCountsRequest,
+    options: ClientOptions,
+    rng: random.Random,
+) -> AsyncGenerator[Update, None]:
     metrics = [Metric(metric) for metric in request.metrics]
     number = 0
     while True:
