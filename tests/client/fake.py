@@ -62,6 +62,7 @@ class FakeServer(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Engag
         self.written = Position(1, {0: 0})
         self.positions: list[bytes] = []  # of the next answers, instead of `written`
         self.watches: list[reader_pb2.WatchCountsRequest] = []
+        self.watching = 0  # watches that have not ended
         self.updates: asyncio.Queue[reader_pb2.WatchCountsResponse | Refusal | None] = asyncio.Queue()
 
     @property
@@ -112,13 +113,17 @@ class FakeServer(writer_pb2_grpc.EngagementWriterServicer, reader_pb2_grpc.Engag
 
     async def WatchCounts(self, request: reader_pb2.WatchCountsRequest, context: Any) -> AsyncIterator[reader_pb2.WatchCountsResponse]:  # noqa: N802
         self.watches.append(request)
-        while True:
-            update = await self.updates.get()
-            if update is None:
-                return
-            if isinstance(update, Refusal):
-                await context.abort(update.status, update.said, update.trailing)
-            yield update
+        self.watching += 1
+        try:
+            while True:
+                update = await self.updates.get()
+                if update is None:
+                    return
+                if isinstance(update, Refusal):
+                    await context.abort(update.status, update.said, update.trailing)
+                yield update
+        finally:
+            self.watching -= 1
 
     def update(self, **followers: int) -> reader_pb2.WatchCountsResponse:
         """A message to the newest watch, at the current position: entities of the watch by name, with one value for every metric."""
@@ -169,10 +174,13 @@ class Naps:
 
 
 @contextlib.asynccontextmanager
-async def serving(port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[FakeServer]:
-    """A fake server that listens; port 0 takes a free one."""
+async def serving(port: int = 0, host: str = "127.0.0.1", streams_max: int | None = None) -> AsyncIterator[FakeServer]:
+    """A fake server that listens; port 0 takes a free one. `streams_max`: calls at once on one connection."""
     fake = FakeServer()
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    options = [("grpc.so_reuseport", 0)]
+    if streams_max is not None:
+        options.append(("grpc.max_concurrent_streams", streams_max))
+    server = grpc.aio.server(options=options)
     writer_pb2_grpc.add_EngagementWriterServicer_to_server(fake, server)
     reader_pb2_grpc.add_EngagementReaderServicer_to_server(fake, server)
     fake.port = server.add_insecure_port(f"{host}:{port}")

@@ -1,16 +1,20 @@
 """Reads and sessions, against a scripted server."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.client.fake import SHED, Never, Refusal, refused, run, served, until
-from watertower.client import ALL_METRICS, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session
+from tests.client.fake import AWAY, SHED, Never, Refusal, refused, run, served, until
+from watertower.client import ALL_METRICS, ClientClosed, Counts, InvalidRequest, Kind, Metric, Overloaded, Refused, Session, TooManyWaiting
+from watertower.client.ahead import Ahead
 from watertower.client.answers import Freshness, position_of
-from watertower.client.calls import Answer
+from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch
+from watertower.client.calls import Answer, Calls
 from watertower.client.channels import ANSWER_BYTES_MAX
 from watertower.client.seen import Seen
 from watertower.core.positions import Position, decode_position, encode_position
@@ -64,6 +68,23 @@ def test_the_same_reads_share_a_place() -> None:
     run(test)
 
 
+class _Places(dict[str, int]):
+    """Is looked up in, and never walked."""
+
+    def keys(self) -> Any:
+        raise AssertionError("all of the batch was walked for one call")
+
+    __iter__ = keys
+
+
+def test_a_call_looks_at_its_own_entities_only() -> None:
+    """Whether it fits into a batch costs what it asks for, not what the batch holds. One that is there already needs no room."""
+    batch = EntityBatch(CountsKey((Metric.LIKES,), None), 4)
+    batch._places = _Places(a=0, b=1, c=2)
+    asked = ["a"], ["d"], ["d", "d", "a"], ["d", "e"], ["a", "b", "c", "d", "e"]
+    assert [batch.fits(CountsQuestion(entities, None)) for entities in asked] == [True, True, True, False, False]
+
+
 def test_only_equal_questions_share_a_request() -> None:
     """Reads of other metrics, or that want another freshness, have requests of their own."""
 
@@ -108,6 +129,22 @@ def test_one_readers_mistake_is_not_anothers() -> None:
             assert isinstance(results[3], list)
             assert [one.entity for one in results[3]] == ["b", "c"]
             assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_a_refused_metric_is_no_entitys() -> None:
+    """A service that does not know a metric names its place in the metrics: every caller hears that, and not who has asked for the entity
+    at the same place."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            wrong = refused(Reason.METRIC_UNKNOWN, violations=[Violation("metrics[1]", Reason.METRIC_UNKNOWN)])
+            fake.on_read = lambda number, request: wrong
+            results = await asyncio.gather(*(client.counts(entity) for entity in "abc"), return_exceptions=True)
+            for result in results:
+                assert isinstance(result, InvalidRequest)
+                assert [v.field for v in result.violations] == ["metrics[1]"]
 
     run(test)
 
@@ -187,6 +224,38 @@ def test_reads_are_retried_and_shed_as_writes_are() -> None:
                 with pytest.raises(Overloaded):
                     await call()
                 assert len(fake.reads) == 2
+
+    run(test)
+
+
+def test_waiting_reads_are_bounded() -> None:
+    """Counts, counts that wait for a write, and other calls, each for itself: one above waiting_items_max is refused at once. When others
+    have their answers there is room again, also after a failure or a cancellation."""
+
+    async def test() -> None:
+        async with served(waiting_items_max=3, batch_items_max=3) as (fake, client):
+            gate = asyncio.Event()
+            fake.on_read = lambda number, request: _wait_for(gate)
+            session = client.session(EARLIER)
+            calls: list[Callable[[], Awaitable[Any]]] = [lambda: client.check("a", ["b"]), lambda: client.list_actors("b")]
+            calls.append(lambda: client.list_subjects("a"))
+            waiting: list[asyncio.Future[Any]] = []
+            for sort in ([lambda: client.counts("a")], [lambda: session.counts("a")], calls):
+                waiting += [asyncio.ensure_future(sort[number % len(sort)]()) for number in range(3)]
+                await asyncio.sleep(0)
+                for call in sort:
+                    with pytest.raises(TooManyWaiting, match="waiting_items_max"):
+                        await call()
+            waiting[-1].cancel()
+            await asyncio.wait(waiting[-1:])
+            fourth = asyncio.ensure_future(client.check("a", ["b"]))
+            await client.follow("a", "b")  # the events' own bound
+            gate.set()
+            await asyncio.gather(*waiting[:-1], fourth)
+            fake.on_read = lambda number, request: Refusal(grpc.StatusCode.INTERNAL)
+            for _ in range(4):
+                with pytest.raises(Refused):
+                    await client.check("a", ["b"])
 
     run(test)
 
@@ -303,6 +372,58 @@ def test_a_session_without_time_to_ask_again() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("refusal", [SHED, AWAY, refused(Reason.STORE_UNAVAILABLE, 0.1)], ids=["shed", "away", "store away"])
+@pytest.mark.parametrize("call", ["counts", "check", "list_actors"])
+def test_a_session_whose_second_question_fails(call: str, refusal: Refusal) -> None:
+    """The answer that it has is given, and says that it is behind."""
+
+    async def test() -> None:
+        async with served(attempts_max=1) as (fake, client):
+            session = client.session()
+            fake.positions = [LATER, EARLIER]
+            await session.counts("bob")
+            fake.on_read = lambda number, request: refusal if request.min_position else None
+            freshness = (await ask_bob(session, call)).freshness
+            assert (len(fake.reads), freshness.position, freshness.satisfied) == (3, EARLIER, False)
+
+    run(test)
+
+
+@pytest.mark.parametrize("call", ["counts", "check", "list_actors"])
+def test_a_session_that_cannot_ask_again_says_so(call: str) -> None:
+    """A refusal that repeating cannot help is an error, and so is the client's end, also where there is an answer that is behind."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            session, gate = client.session(), asyncio.Event()
+            fake.positions = [LATER, EARLIER, EARLIER]
+            await session.counts("bob")
+            invalid = refused(Reason.MIN_POSITION_INVALID, violations=[Violation("min_position", Reason.MIN_POSITION_INVALID)])
+            fake.on_read = lambda number, request: invalid if request.min_position else None
+            with pytest.raises(InvalidRequest):
+                await ask_bob(session, call)
+            fake.on_read = lambda number, request: _wait_for(gate) if request.min_position else None
+            waiting = asyncio.create_task(ask_bob(session, call))
+            await until(lambda: len(fake.reads) == 5, "it asks again")
+            await client.close()
+            with pytest.raises(ClientClosed):
+                await waiting
+            gate.set()
+
+    run(test)
+
+
+async def ask_bob(calls: Calls, call: str) -> Any:
+    """One read about bob."""
+    if call == "check":
+        return await calls.check("ann", ["bob"])
+    return await getattr(calls, call)("bob")
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
+
+
 def test_a_session_goes_on_elsewhere() -> None:
     """Its token opens one in another process; a token that is none is refused."""
 
@@ -384,6 +505,61 @@ def test_what_waits_holds_up_nothing_else() -> None:
             await waiting
 
     run(test)
+
+
+def test_a_session_ahead_of_the_log_holds_up_no_other() -> None:
+    """A position that an answer did not reach is asked for beside the others, however often, by however many sessions; when an answer has
+    reached it, together with them."""
+
+    async def test() -> None:
+        async with served(batch_calls_max=2, batch_wait_ms_max=0, batch_items_max=1) as (fake, client):
+            lost, gate = Position(1, {0: 900, 1: 2}), asyncio.Event()
+            token = encode_position(lost)
+            fake.positions = [LATER]
+            assert not (await client.session(token).counts("bob")).freshness.satisfied
+
+            async def hold(number: int, request: Any) -> None:
+                if decode_position(request.min_position).covers(lost):
+                    await gate.wait()
+
+            fake.on_read = hold
+            waiting = [asyncio.create_task(client.session(token).counts(f"e{number}")) for number in range(4)]
+            await until(lambda: len(fake.reads) == 3, "as many of them as may be are on their way")
+            async with asyncio.timeout(5):
+                fake.written = Position(1, {0: 5, 1: 1})
+                found = await asyncio.gather(*(client.session(EARLIER).counts(f"e{number}") for number in range(4)))
+            assert all(one.freshness.satisfied for one in found)
+            fake.written = lost
+            gate.set()
+            assert all(one.freshness.satisfied for one in await asyncio.gather(*waiting))
+        async with served() as (fake, client):
+            fake.written = decode_position(LATER)
+            await client.session(token).counts("bob")
+            await asyncio.gather(client.session(token).counts("bob"), client.session(EARLIER).counts("bob"))
+            assert {request.min_position for request in fake.reads[1:]} == {token, EARLIER}
+            fake.written = lost
+            await client.session(token).counts("bob")
+            fake.reads.clear()
+            await asyncio.gather(client.session(token).counts("bob"), client.session(EARLIER).counts("bob"))
+            assert [decode_position(request.min_position) for request in fake.reads] == [lost]
+
+    run(test)
+
+
+def test_what_is_ahead() -> None:
+    """From the earliest offset of each partition that an answer did not reach, until one does; of the generation that answered last."""
+    ahead = Ahead()
+    assert not ahead.includes(Position(0, {0: 0}))
+    ahead.answered(Position(1, {0: 9, 1: 9}), Position(1, {0: 4, 1: 9}))
+    ahead.answered(Position(1, {0: 7}), Position(1, {0: 5}))
+    ahead.answered(Position(1, {0: 8}), None)
+    ahead.answered(Position(1, {0: 8}), Position(2, {0: 8}))
+    wanted = [Position(1, {0: 7}), Position(1, {0: 12, 1: 0}), Position(1, {0: 6}), Position(1, {1: 12}), Position(2, {0: 12})]
+    assert [ahead.includes(position) for position in wanted] == [True, True, False, False, False]
+    ahead.answered(Position(1, {0: 7}), Position(1, {0: 7}))
+    assert not ahead.includes(Position(1, {0: 7}))
+    ahead.answered(Position(2, {0: 3}), Position(2, {}))
+    assert ahead.includes(Position(2, {0: 3}))
 
 
 def test_a_new_generation_is_told_once() -> None:

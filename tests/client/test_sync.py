@@ -5,15 +5,17 @@ import inspect
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from tests.client.fake import FakeServer, serving
+from tests.client.fake import FakeServer, refused, serving
 from watertower.client import Client, ClientClosed, Event, InvalidRequest, Kind, SyncClient
 from watertower.client.calls import Calls
 from watertower.client.sync import SyncCalls
+from watertower.errors import Reason
 from watertower.v1 import reader_pb2
 
 
@@ -98,6 +100,20 @@ def test_a_watch_ends_with_its_client(fake: FakeServer) -> None:
         with pytest.raises(ClientClosed):
             other.result(10)
     del waits, left
+
+
+def test_a_call_that_waits_for_its_retry_ends_with_its_client(fake: FakeServer) -> None:
+    """Its thread hears ClientClosed, and not a cancellation that is no ClientError."""
+    fake.on_read = lambda number, request: refused(Reason.STOPPING, 3_600.0)
+    client = SyncClient(fake.target, fake.target)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.check, "a", ["b"], timeout_s=7_200.0)
+        while not fake.reads:
+            assert not waiting.done()
+        time.sleep(0.05)  # the refusal is on its way
+        client.close()
+        with pytest.raises(ClientClosed):
+            waiting.result(10)
 
 
 def test_after_its_end(fake: FakeServer) -> None:

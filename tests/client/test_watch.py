@@ -8,12 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.fake import FakeServer, Naps, Refusal, refused, run, served, until
+from tests.client.fake import FakeServer, Naps, Never, Refusal, refused, run, served, serving, until
 from watertower.client import Client, ClientClosed, Metric, Refused
-from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX
+from watertower.client.near_cache import NEAR_CANDIDATES_FACTOR_MAX, NEAR_IDLE_LOOKS_MAX
+from watertower.client.watch_channels import WATCHES_PER_CHANNEL
+from watertower.client.watching import WATCH_SETTLED_S
 from watertower.core.positions import Position, encode_position
 from watertower.errors import Reason
 from watertower.testing.clock import FakeClock
+from watertower.v1 import reader_pb2
 
 
 async def next_of(updates: Any) -> dict[str, int]:
@@ -66,6 +69,31 @@ def test_a_watch_connects_again(end: Refusal | None) -> None:
             assert await second == {"a": 2}
             asked = 0.5 if end is not None and end.trailing else 0.0
             assert [asked <= wait < asked + 0.05 for wait in naps.waits] == [True]
+            await updates.aclose()
+
+    run(test)
+
+
+def test_a_watch_that_ends_again_and_again_waits_longer() -> None:
+    """A message is no sign of a good connection: only after some seconds of one do the waits begin anew."""
+
+    async def test() -> None:
+        clock = FakeClock()
+        naps = Naps(clock)
+        async with served(clock, Never(), naps) as (fake, client):
+            updates = client.watch(["a"])
+            for number in range(6):
+                following = asyncio.create_task(next_of(updates))
+                await until(lambda number=number: len(fake.watches) == number + 1, "the watch is there")
+                fake.updates.put_nowait(fake.update(a=number))
+                assert await following == {"a": number}
+                clock.advance(WATCH_SETTLED_S if number == 4 else WATCH_SETTLED_S - 0.1)
+                fake.updates.put_nowait(None)
+            following = asyncio.create_task(next_of(updates))
+            await until(lambda: len(fake.watches) == 7, "it is there again")
+            assert naps.waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.05, 0.1], rel=1e-3)
+            following.cancel()
+            await asyncio.wait([following])
             await updates.aclose()
 
     run(test)
@@ -145,6 +173,45 @@ def test_closing_the_client_ends_a_watch() -> None:
             await client.close()
             with pytest.raises(ClientClosed):
                 await waiting
+
+    run(test)
+
+
+def test_watches_take_no_room_from_reads() -> None:
+    """Of a service that bounds the calls at once on a connection: more watches than that are all there, and reads are answered. Connections
+    that no watch needs any more are closed."""
+
+    async def test() -> None:
+        async with serving(streams_max=WATCHES_PER_CHANNEL) as fake, Client(fake.target, fake.target) as client:
+            channels: Any = client._transport._watches
+            watches = [client.watch([f"e{number}"]) for number in range(2 * WATCHES_PER_CHANNEL + 1)]
+            waiting = [asyncio.ensure_future(anext(updates)) for updates in watches]
+            await until(lambda: fake.watching == len(watches), "all watches are there")
+            await asyncio.gather(*(client.counts("a", timeout_s=5.0) for _ in range(2)), client.check("a", ["b"], timeout_s=5.0))
+            assert len(channels._open) == 3
+            for _ in watches:
+                fake.updates.put_nowait(reader_pb2.WatchCountsResponse())
+            await asyncio.gather(*waiting)
+            for left, updates in enumerate(reversed(watches)):
+                assert len(channels._open) == 3 - (left + WATCHES_PER_CHANNEL - 1) // WATCHES_PER_CHANNEL
+                await updates.aclose()
+            assert channels._open == []
+            await until(lambda: fake.watching == 0, "all watches have ended")
+
+    run(test)
+
+
+def test_few_calls_at_once_are_enough_for_watches_and_reads() -> None:
+    """Also where one connection takes two calls: two watches leave both to reads, and end with their client."""
+
+    async def test() -> None:
+        async with serving(streams_max=2) as fake, Client(fake.target, fake.target) as client:
+            waiting = [asyncio.ensure_future(anext(client.watch([entity]))) for entity in "ab"]
+            await until(lambda: fake.watching == 2, "both watches are there")
+            await client.counts("a", timeout_s=5.0)
+            await client.close()
+            assert [type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)] == [ClientClosed] * 2
+            await until(lambda: fake.watching == 0, "both watches have ended")
 
     run(test)
 
@@ -302,6 +369,57 @@ def test_a_new_favourite_takes_over_without_a_gap() -> None:
             assert not fake.reads
             await client.counts("a")
             assert len(fake.reads) == 1
+
+    run(test)
+
+
+def test_what_is_watched_stays_while_there_is_room() -> None:
+    """A new favourite takes the place of what was not read for the longest time, and only if there is no free one."""
+
+    async def test() -> None:
+        async with near(FakeClock(), entities=2) as (fake, client, steps):
+            cache: Any = client._transport._near
+            for number, (entity, watched) in enumerate((("b", ["a", "b"]), ("c", ["b", "c"])), 2):
+                for _ in range(2):
+                    await client.counts(entity)
+                steps.step()
+                await until(lambda number=number: len(fake.watches) == number, "the new watch is there")
+                assert list(fake.watches[-1].entities) == watched
+                for _ in range(2):  # the old one may swallow the first word
+                    fake.updates.put_nowait(fake.update(**dict.fromkeys(watched, number)))
+                await until(lambda entity=entity: cache._next is None and entity in cache._feed.counts, "it has taken over")
+                await until(lambda: fake.watching == 1, "the one before has ended")
+            await client.counts("c")
+            steps.step()
+            await until(lambda: not cache._reads, "there was a look")
+            assert len(fake.watches) == 3
+
+    run(test)
+
+
+def test_what_is_read_no_more_is_let_go() -> None:
+    """After some looks without a read the stream ends, and with the next reads there is another one."""
+
+    async def test() -> None:
+        async with near(FakeClock()) as (fake, client, steps):
+            cache: Any = client._transport._near
+            for looks in (NEAR_IDLE_LOOKS_MAX - 1, NEAR_IDLE_LOOKS_MAX):
+                assert (await client.counts("a")).followers == 7
+                steps.step()
+                await until(lambda: not cache._reads, "there was a look")
+                for _ in range(looks):
+                    steps.step()
+                if looks < NEAR_IDLE_LOOKS_MAX:
+                    await until(lambda looks=looks: cache._idle == {"a": looks}, "all looks were made")
+                    assert fake.watching == 1
+            await until(lambda: fake.watching == 0, "the stream has ended")
+            assert cache._looking is None
+            assert not fake.reads
+            for _ in range(2):
+                await client.counts("a")
+            assert len(fake.reads) == 2
+            steps.step()
+            await until(lambda: fake.watching == 1, "it is watched again")
 
     run(test)
 

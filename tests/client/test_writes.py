@@ -26,6 +26,7 @@ from watertower.client import (
     TooManyWaiting,
     Unavailable,
 )
+from watertower.client.batching import Entry
 from watertower.client.retries import THROTTLE_WINDOW_S
 from watertower.core.positions import decode_position
 from watertower.errors import Reason, Violation
@@ -329,7 +330,7 @@ def test_waiting_items_are_bounded() -> None:
     """A call above waiting_items_max is refused at once; when others have their answers there is room again."""
 
     async def test() -> None:
-        async with served(waiting_items_max=3) as (fake, client):
+        async with served(batch_items_max=3, waiting_items_max=3) as (fake, client):
             gate = asyncio.Event()
             fake.on_record = lambda number, request: _until_set(gate)
             waiting = [asyncio.create_task(client.follow(f"a{n}", "b")) for n in range(3)]
@@ -367,6 +368,13 @@ def test_a_call_may_be_larger_than_what_may_wait() -> None:
             await asyncio.gather(*waiting)
 
     run(test)
+
+
+def test_a_full_part_of_a_call_may_wait() -> None:
+    """Fewer waiting items than one request holds would refuse every large call for ever: refused where it is set."""
+    with pytest.raises(ValueError, match=r"waiting_items_max is 999: must be batch_items_max \(1000\) or more"):
+        ClientOptions(waiting_items_max=999)
+    ClientOptions(batch_items_max=999, waiting_items_max=999)
 
 
 class _LetsOneIn(random.Random):
@@ -628,6 +636,25 @@ def test_who_has_no_time_for_a_retry_hears_why() -> None:
     run(test)
 
 
+def test_who_has_time_for_a_retry_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each caller by itself: none is looked for among the others, of which there may be a thousand."""
+
+    def compared(entry: object, other: object) -> bool:
+        raise AssertionError("a caller was looked for among others")
+
+    async def test() -> None:
+        clock = FakeClock()
+        async with served(clock, Never(), Naps(clock)) as (fake, client):
+            fake.on_record = lambda number, request: refused(Reason.LOG_UNAVAILABLE, 3.0) if number == 0 else None
+            monkeypatch.setattr(Entry, "__eq__", compared)
+            calls = [client.follow(f"a{n}", "b", timeout_s=2 if n % 2 else 20) for n in range(6)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [isinstance(result, Unavailable) for result in results] == [False, True] * 3
+            assert events_of(fake)[1] == ["a0", "a2", "a4"]
+
+    run(test)
+
+
 def test_an_attempt_that_hangs_is_given_up() -> None:
     """After attempt_timeout_ms, for another attempt within the call's own time."""
 
@@ -674,6 +701,34 @@ def test_closing_ends_what_waits() -> None:
                 await anext(client.watch(["a"]))
             await client.close()
             gate.set()
+
+    run(test)
+
+
+def test_closing_ends_what_waits_for_its_retry() -> None:
+    """A call or a watch that is told to come back in an hour hears at once that the client was closed."""
+
+    async def test() -> None:
+        async with served() as (fake, client):
+            later = refused(Reason.STOPPING, 3_600.0)
+            fake.on_record = fake.on_read = lambda number, request: later
+            fake.updates.put_nowait(later)
+            long: dict[str, float] = {"timeout_s": 7_200.0}
+            calls: list[Any] = [
+                client.follow("a", "b", **long),
+                client.counts("b", **long),
+                client.check("a", ["b"], **long),
+                client.list_actors("b", **long),
+                client.list_subjects("a", **long),
+                anext(client.watch(["b"])),
+            ]
+            waiting = [asyncio.ensure_future(call) for call in calls]
+            await until(lambda: fake.records and len(fake.reads) == 4 and fake.watches, "all of them were refused")
+            await asyncio.sleep(0.05)  # the refusals are on their way
+            await client.close()
+            async with asyncio.timeout(10):
+                results = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(result) for result in results] == [ClientClosed] * len(calls)
 
     run(test)
 

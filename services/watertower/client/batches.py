@@ -16,6 +16,8 @@ Events: TypeAlias = Sequence[writer_pb2.Event]
 class EventBatch(Batch[Events, bytes]):
     """Events of many callers. Each gets the write token of all: it includes its own."""
 
+    field = "events"
+
     def __init__(self, items_max: int) -> None:
         super().__init__(items_max)
         self._items = 0
@@ -75,6 +77,8 @@ class EntityBatch(Batch[CountsQuestion, list[Counts]]):
     Positions that are asked for are merged: what includes all of them includes each. Whether it does is decided for each caller.
     """
 
+    field = "entities"
+
     def __init__(self, key: CountsKey, items_max: int) -> None:
         super().__init__(items_max)
         self._key = key
@@ -86,7 +90,7 @@ class EntityBatch(Batch[CountsQuestion, list[Counts]]):
 
     def fits(self, payload: CountsQuestion) -> bool:
         places = self._places
-        new = len(set(payload.entities) - places.keys())
+        new = sum(entity not in places for entity in set(payload.entities))  # a difference of sets would walk all of the places
         return len(places) + new <= self.items_max
 
     def add(self, entry: Entry[CountsQuestion, list[Counts]]) -> None:

@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import grpc
 
-from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, TooManyWaiting, Violation
+from watertower.client.errors import ClientClosed, InvalidRequest, Refusal, Violation
 from watertower.client.options import ClientOptions
 from watertower.client.peer import AttemptFailed, Method, Peer, closed
 
@@ -52,6 +52,9 @@ class Entry(Generic[P, R]):
 
 class Batch(ABC, Generic[P, R]):
     """Entries that go in one request."""
+
+    field: ClassVar[str]
+    """The list of the request that its items are in, as the service names it."""
 
     def __init__(self, items_max: int) -> None:
         self.items_max = items_max
@@ -160,7 +163,7 @@ class Batcher(Generic[P, R]):
         if self._closed:
             raise ClientClosed("the client is closed")
         if self._waiting + held > self._waiting_max:
-            raise TooManyWaiting(f"{self._waiting} items wait for {self._peer.target}, and {self._waiting_max} may (waiting_items_max)")
+            raise self._peer.too_many_waiting(self._waiting, "items")
         self._peer.admit(items)
         self._waiting += held
 
@@ -257,15 +260,15 @@ class Batcher(Generic[P, R]):
                 self._halve(batch)
                 return
             wait = peer.wait_s(refusal, number)
-            in_time = [] if wait is None else [entry for entry in batch.entries if peer.left_s(entry.deadline_s) > wait]
-            # The others gain nothing from waiting.
-            if wait is None or not in_time or not peer.take_retry():
+            late = [entry for entry in batch.entries if wait is None or peer.left_s(entry.deadline_s) <= wait]
+            # They gain nothing from waiting.
+            if wait is None or len(late) == len(batch.entries) or not peer.take_retry():
                 _fail(batch, partial(peer.error, refusal))
                 return
+            for entry in late:
+                entry.fail(peer.error(refusal))
             for entry in batch.entries:
                 entry.last = refusal
-                if entry not in in_time:
-                    entry.fail(peer.error(refusal))
             await peer.sleep(wait)
             number += 1
 
@@ -291,8 +294,8 @@ class Batcher(Generic[P, R]):
         blamed: dict[int, tuple[Entry[P, R], list[Violation]]] = {}
         for violation in refusal.violations:
             found = _INDEXED.fullmatch(violation.field)
-            if found is None:
-                return False  # of the request as a whole
+            if found is None or found["list"] != batch.field:
+                return False  # of the request as a whole, or of what all entries have in common
             for entry, index in batch.owners(int(found["index"])):
                 own = violation._replace(field=f"{found['list']}[{index}]{found['rest']}")
                 blamed.setdefault(id(entry), (entry, []))[1].append(own)

@@ -19,6 +19,9 @@ NEAR_READS_MIN = 2
 NEAR_CANDIDATES_FACTOR_MAX = 4
 """Entities whose reads are counted, for each one that may be watched: of the others, the next look decides."""
 
+NEAR_IDLE_LOOKS_MAX = 30
+"""Looks without a read of an entity after which it has no place any more: a watch of such entities alone is ended."""
+
 
 class _Feed:
     """One watch and what it said."""
@@ -29,6 +32,11 @@ class _Feed:
         self.freshness: Freshness | None = None
         self.heard_s = 0.0
         self.task: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """Ends the watch."""
+        if self.task is not None:
+            self.task.cancel()
 
     def take(self, update: Update, now_s: float) -> None:
         self.counts.update((counts.entity, counts) for counts in update.counts)
@@ -47,6 +55,7 @@ class NearCache:
         """`watch` all metrics of some entities."""
         self._watch, self._options, self._clock, self._sleep = watch, options, clock, sleep
         self._reads: dict[str, int] = {}  # since the last look
+        self._idle: dict[str, int] = {}  # of what is watched: looks since its last read
         self._seen = Seen()  # of all feeds: one that takes over is not behind the one before
         self._feed: _Feed | None = None
         self._next: _Feed | None = None
@@ -57,7 +66,8 @@ class NearCache:
     ) -> list[Counts] | None:
         """The counts of all of these entities at one moment, if they are kept near and are fresh enough."""
         for entity in entities:
-            if entity in self._reads or len(self._reads) < NEAR_CANDIDATES_FACTOR_MAX * self._options.near_entities_max:
+            counted = entity in self._reads or entity in self._idle
+            if counted or len(self._reads) < NEAR_CANDIDATES_FACTOR_MAX * self._options.near_entities_max:
                 self._reads[entity] = self._reads.get(entity, 0) + 1
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -92,18 +102,27 @@ class NearCache:
         while True:
             await self._sleep(self._options.near_refresh_ms / 1e3)
             wanted = self._worth_it()
+            self._reads.clear()
+            feeds = [feed for feed in (self._feed, self._next) if feed is not None]
+            if not wanted:
+                for feed in feeds:
+                    feed.end()
+                self._feed = self._next = self._looking = None  # the next read looks again
+                return
             watched = self._feed.entities if self._feed is not None else frozenset()
             if self._next is None and not wanted <= watched:
                 feed = self._next = _Feed(sorted(wanted))
                 feed.task = asyncio.get_running_loop().create_task(self._follow(feed))
-            self._reads.clear()
 
     def _worth_it(self) -> frozenset[str]:
-        """What was read most since the last look; of what is watched, a single read is enough to stay."""
-        watched = self._feed.entities if self._feed is not None else frozenset()
+        """What was read most since the last look; of what is watched, a single read is enough. Then, while there is room, the rest
+        of what is watched, the latest read first: to watch it on costs nothing, to leave it out and take it in again two new streams."""
+        watched = {entity for feed in (self._feed, self._next) if feed is not None for entity in feed.entities}
+        self._idle = {entity: 0 if entity in self._reads else self._idle.get(entity, 0) + 1 for entity in sorted(watched)}
         worth = [(reads, entity) for entity, reads in self._reads.items() if reads >= NEAR_READS_MIN or entity in watched]
         worth.sort(key=lambda one: (-one[0], one[1]))
-        return frozenset(entity for _, entity in worth[: self._options.near_entities_max])
+        kept = sorted((looks, entity) for entity, looks in self._idle.items() if 0 < looks < NEAR_IDLE_LOOKS_MAX)
+        return frozenset([entity for _, entity in (*worth, *kept)][: self._options.near_entities_max])
 
     async def _follow(self, feed: _Feed) -> None:
         try:
@@ -111,8 +130,8 @@ class NearCache:
                 feed.take(update, self._clock.monotonic_s())
                 if feed is self._next:
                     old, self._feed, self._next = self._feed, feed, None
-                    if old is not None and old.task is not None:
-                        old.task.cancel()
+                    if old is not None:
+                        old.end()
         except ClientError:
             pass  # a service without watches, or one that refuses this one: the next look tries again
         finally:

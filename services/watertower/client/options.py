@@ -37,10 +37,12 @@ class ClientOptions:
     """ms that a call waits for others while a request is on its way; none does where nothing is"""
 
     batch_calls_max: int = 8
-    """requests on their way at once: of events, of counts, of counts that wait for a position"""
+    """requests on their way at once: of events, of counts, of counts that wait for a position, and of those that wait for one which no
+    answer has reached"""
 
     waiting_items_max: int = 100_000
-    """events, or entities, that wait for an answer; a call above that is refused at once"""
+    """events that wait for an answer, entities of each of the three sorts of counts, and other calls: of each so many; a call above that is
+    refused at once"""
 
     near_entities_max: int = 0
     """entities whose counts are kept near; 0 turns the near cache off"""
@@ -59,6 +61,8 @@ class ClientOptions:
             value = getattr(self, field.name)
             if value < least or (most is not None and value > most):
                 raise ValueError(f"{field.name} is {value}: must be {least} " + ("or more" if most is None else f"to {most}"))
+        if self.waiting_items_max < self.batch_items_max:  # a full part of a call would never be let in
+            raise ValueError(f"waiting_items_max is {self.waiting_items_max}: must be batch_items_max ({self.batch_items_max}) or more")
 
 
 _MAY_BE_ZERO = {"retry_percent_max", "retry_reserve_max", "batch_wait_ms_max", "near_entities_max"}

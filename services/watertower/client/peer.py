@@ -8,7 +8,17 @@ from typing import Any, TypeAlias
 import grpc
 
 from watertower.client.attempt import Attempt, OnAttempt
-from watertower.client.errors import ClientClosed, ClientError, DeadlineExceeded, Refusal, Throttled, Unavailable, error_of, refusal_of
+from watertower.client.errors import (
+    ClientClosed,
+    ClientError,
+    DeadlineExceeded,
+    Refusal,
+    Throttled,
+    TooManyWaiting,
+    Unavailable,
+    error_of,
+    refusal_of,
+)
 from watertower.client.options import ClientOptions
 from watertower.client.retries import RetryBudget, Throttle, wait_s
 from watertower.ports import Clock
@@ -37,12 +47,33 @@ class Peer:
         self, target: str, options: ClientOptions, clock: Clock, rng: random.Random, sleep: Sleep, on_attempt: OnAttempt | None = None
     ) -> None:
         self.target, self.clock, self.sleep = target, clock, sleep
-        self.closed = False
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.attempts_max = options.attempts_max
         self._options, self._rng = options, rng
         self._budget = RetryBudget(options.retry_percent_max, options.retry_reserve_max, clock)
         self._throttle = Throttle(clock, rng)
         self._on_attempt = on_attempt
+        self._calls = 0  # of single callers, that have no answer yet
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client is closed."""
+        return self._ending.done()
+
+    def close(self) -> None:
+        """Ends every pause, and lets no attempt begin any more. Idempotent."""
+        if not self.closed:
+            self._ending.set_result(None)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits before another attempt. Raises ClientClosed as soon as the client is closed."""
+        sleeping = asyncio.ensure_future(self.sleep(seconds))
+        try:
+            await asyncio.wait((sleeping, self._ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+        if self.closed:
+            raise closed()
 
     def admit(self, items: int) -> None:
         """Raises Throttled for a call of so many items that the server would most likely shed."""
@@ -100,7 +131,16 @@ class Peer:
 
     async def call(self, method: Method, request: Any, deadline_s: float) -> Any:
         """The answer of one call that belongs to one caller, with retries until the deadline. Raises ClientError."""
+        if self._calls >= self._options.waiting_items_max:
+            raise self.too_many_waiting(self._calls, "calls")
         self.admit(1)
+        self._calls += 1
+        try:
+            return await self._attempts(method, request, deadline_s)
+        finally:
+            self._calls -= 1
+
+    async def _attempts(self, method: Method, request: Any, deadline_s: float) -> Any:
         number = 0
         while True:
             try:
@@ -109,7 +149,7 @@ class Peer:
                 wait = self.wait_s(failed.refusal, number)
                 if wait is None or wait >= self.left_s(deadline_s) or not self.take_retry():
                     raise self.error(failed.refusal) from failed
-            await self.sleep(wait)
+            await self.pause(wait)
             number += 1
 
     def error(self, refusal: Refusal) -> ClientError:
@@ -119,6 +159,11 @@ class Peer:
     def not_sent_again(self) -> Unavailable:
         """What callers hear whose items were not named, when those that were are taken out and there is no retry for the rest."""
         return Unavailable(f"{self.target} refused others of the same batch again and again, and the retries ran out; repeat the call")
+
+    def too_many_waiting(self, waiting: int, what: str) -> TooManyWaiting:
+        """What the caller hears for whom there is no room beside those that wait."""
+        most = self._options.waiting_items_max
+        return TooManyWaiting(f"{waiting} {what} wait for {self.target}, and {most} may (waiting_items_max)")
 
     def out_of_time(self, last: Refusal | None) -> DeadlineExceeded:
         """What the caller hears whose time is over; `last`: what the server said before."""

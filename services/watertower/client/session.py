@@ -1,11 +1,10 @@
 """A session: one user's reads include what that user wrote and saw."""
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from watertower.client.calls import Answer, Calls
-from watertower.client.errors import DeadlineExceeded
+from watertower.client.errors import ClientError
 from watertower.client.seen import Seen
 from watertower.client.transport import Transport
 from watertower.core.positions import Position
@@ -48,8 +47,12 @@ class Session(Calls):
         if not self._included(answer) and wanted != seen.position:
             # Once more, and not until it is included: other calls of the session may move it on all the time.
             written = self._written
-            with contextlib.suppress(DeadlineExceeded):  # there is an answer
+            try:
                 answer = await ask(seen.position, deadline_s - clock.monotonic_s())
+            except ClientError as error:
+                if not error.retryable:
+                    raise
+                # Out of time, shed, away: there is an answer, and it says that it is behind.
         included = self._included(answer)
         if included and written:
             self._written = False

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from watertower.client.ahead import Ahead
 from watertower.client.answers import ALL_METRICS, Counts, Update, position_of
 from watertower.client.attempt import OnAttempt
 from watertower.client.batches import CountsKey, CountsQuestion, EntityBatch, EventBatch, Events
@@ -16,6 +17,7 @@ from watertower.client.near_cache import NearCache
 from watertower.client.options import ClientOptions
 from watertower.client.peer import Peer, Sleep
 from watertower.client.requests import Stamps, metric_names
+from watertower.client.watch_channels import WatchChannels
 from watertower.client.watching import watch
 from watertower.core.model import Metric
 from watertower.core.positions import Position, encode_position
@@ -43,14 +45,16 @@ class Transport:
         self._rng = rng
         self._channels = [connect(target, credentials) for target in (write_target, read_target)]
         self._writer, self._reader = (Peer(target, options, clock, rng, sleep, on_attempt) for target in (write_target, read_target))
+        self._watches = WatchChannels(lambda: connect(read_target, credentials))
         self._stub = reader_pb2_grpc.EngagementReaderStub(self._channels[1])
         record = writer_pb2_grpc.EngagementWriterStub(self._channels[0]).RecordEvents
         size = options.batch_items_max
         self._events = Batcher(self._writer, record, lambda key: EventBatch(size), options)
-        # Two, so that what waits for a position does not hold up what does not.
-        self._counts, self._later_counts = (
-            Batcher(self._reader, self._stub.BatchGetCounts, lambda key: EntityBatch(key, size), options) for _ in range(2)
+        # Three, so that what waits for a position does not hold up what does not, nor what waits for long what does not.
+        self._counts, self._later_counts, self._ahead_counts = (
+            Batcher(self._reader, self._stub.BatchGetCounts, lambda key: EntityBatch(key, size), options) for _ in range(3)
         )
+        self._ahead = Ahead()
         self._near = NearCache(self._watch_all, options, clock, sleep) if options.near_entities_max else None
 
     def timeout_s(self, timeout_s: float | None) -> float:
@@ -89,15 +93,20 @@ class Transport:
         batcher = self._counts
         if min_position is not None:
             together = min_position.generation if max_staleness_s is None else encode_position(min_position)
-            key, batcher = key._replace(waits_s=round(timeout_s, 1), together=together), self._later_counts
+            key = key._replace(waits_s=round(timeout_s, 1), together=together)
+            batcher = self._ahead_counts if self._ahead.includes(min_position) else self._later_counts
         deadline_s = self.clock.monotonic_s() + timeout_s
         size = self.options.batch_items_max
         questions = [CountsQuestion(part, min_position) for part in _parts(entities, size)]
         results = await batcher.submit_parts(key, questions, [len(question.entities) for question in questions], deadline_s)
+        answered = [part for part in results if isinstance(part, list)]
+        if min_position is not None:
+            for part in answered:
+                self._ahead.answered(min_position, position_of(part[0].freshness.position))
         error = _first_error(results, size)
         if error is not None:
             raise error
-        return [counts for part in results if isinstance(part, list) for counts in part]
+        return [counts for part in answered for counts in part]
 
     async def ask(self, method: str, request: Any, min_position: Position | None, max_staleness_s: float | None, timeout_s: float) -> Any:
         """The answer of another method of the reader. Raises ClientError."""
@@ -109,18 +118,20 @@ class Transport:
 
     def watch(self, request: reader_pb2.WatchCountsRequest) -> AsyncGenerator[Update, None]:
         """The updates of one watch."""
-        return watch(self._reader, self._stub.WatchCounts, request, self.options, self._rng)
+        return watch(self._reader, self._watches, request, self.options, self._rng)
 
     def _watch_all(self, entities: Sequence[str]) -> AsyncGenerator[Update, None]:
         return self.watch(reader_pb2.WatchCountsRequest(entities=entities, metrics=metric_names(ALL_METRICS)))
 
     async def close(self) -> None:
         """Ends everything that is under way. Idempotent."""
-        self._writer.closed = self._reader.closed = True
+        self._writer.close()
+        self._reader.close()
         if self._near is not None:
             await self._near.close()
-        for batcher in (self._events, self._counts, self._later_counts):
+        for batcher in (self._events, self._counts, self._later_counts, self._ahead_counts):
             await batcher.close()
+        await self._watches.close()
         for channel in self._channels:
             await channel.close()
 

@@ -15,15 +15,20 @@ from watertower.client.options import ClientOptions
 from watertower.client.peer import Method, Peer, cancelled, closed
 from watertower.client.retries import wait_s
 from watertower.client.seen import Seen
+from watertower.client.watch_channels import WatchChannels
 from watertower.core.model import Metric
 from watertower.v1 import reader_pb2
+
+WATCH_SETTLED_S = 5.0
+"""Seconds after its first message from which on a watch counts as connected: the waits begin anew after it. One that ends sooner, again and
+again, is no better than one that cannot be made."""
 
 _ENDED = Refusal(grpc.StatusCode.UNAVAILABLE, "the service ended the watch")
 
 
 async def watch(
     peer: Peer,
-    method: Method,
+    channels: WatchChannels,
     request: reader_pb2.WatchCountsRequest,
     options: ClientOptions,
     rng: random.Random,
@@ -32,15 +37,31 @@ async def watch(
 
     A watch has no deadline, so neither attempts nor the retry budget end it: lost connections are made again after full jitter.
     """
+    if peer.closed:
+        raise closed()
+    async with channels.method() as method, contextlib.aclosing(_connected(peer, method, request, options, rng)) as updates:
+        async for update in updates:
+            yield update
+
+
+async def _connected(
+    peer: Peer,
+    method: Method,
+    request: reader_pb2.WatchCountsRequest,
+    options: ClientOptions,
+    rng: random.Random,
+) -> AsyncGenerator[Update, None]:
     metrics = [Metric(metric) for metric in request.metrics]
     number = 0
     while True:
         if peer.closed:
             raise closed()
         call: Any = method(request)
+        first_s: float | None = None  # the moment of its first message
         try:
             async for message in call:
-                number = 0
+                if first_s is None:
+                    first_s = peer.clock.monotonic_s()
                 yield _update(request.entities, metrics, message)
             refusal = _ENDED
         except grpc.RpcError as error:
@@ -51,10 +72,12 @@ async def watch(
             raise
         finally:
             call.cancel()
+        if first_s is not None and peer.clock.monotonic_s() - first_s >= WATCH_SETTLED_S:
+            number = 0
         wait = wait_s(refusal, number, options.retry_base_ms / 1e3, options.retry_cap_ms / 1e3, rng.random())
         if wait is None:
             raise peer.error(refusal)
-        await peer.sleep(wait)
+        await peer.pause(wait)
         number += 1
 
 
