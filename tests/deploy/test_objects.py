@@ -400,7 +400,7 @@ def test_a_release_remembers_what_cannot_change() -> None:
     for preset, values in own.items():
         (found,) = (one for one in of_kind(objects(preset, "--set=fullnameOverride=other"), "ConfigMap"))
         assert found["metadata"]["name"] == "watertower-log"
-        assert found["data"] == {"mode": preset, "fullnameOverride": "other", **values}
+        assert found["data"] == {"mode": preset, "fullnameOverride": "other", "nameOverride": "watertower", **values}
 
 
 def test_presets_are_all_there_is() -> None:

@@ -85,6 +85,8 @@ def test_a_secret_must_be_there(tmp_path: Path, there_is: list[Object], said: st
     [
         ("cluster", "partitions", "8", "16"),
         ("cluster", "fullnameOverride", "other", "watertower"),
+        ("cluster", "nameOverride", "tower", "watertower"),  # the objects keep their names: those are of the release's
+        ("embedded", "nameOverride", "tower", "watertower"),
         ("cluster", "kafka.prefix", "other", "watertower"),
         ("cluster", "cassandra.keyspace", "other", "watertower"),
         ("embedded", "embedded.storage.size", "30Gi", "20Gi"),

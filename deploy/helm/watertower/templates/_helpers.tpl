@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{/* What a release is installed with and cannot change: names and values, and why. JSON; the next upgrade is compared with it. */}}
 {{- define "watertower.fixed" -}}
 {{- $v := .Values -}}
-{{- $fixed := dict "partitions" (toString $v.partitions) "mode" $v.mode "fullnameOverride" (include "watertower.fullname" .) -}}
+{{- $fixed := dict "partitions" (toString $v.partitions) "mode" $v.mode "fullnameOverride" (include "watertower.fullname" .) "nameOverride" (default .Chart.Name $v.nameOverride) -}}
 {{- if eq $v.mode "cluster" -}}
 {{- $_ := merge $fixed (dict "kafka.prefix" $v.kafka.prefix "cassandra.keyspace" $v.cassandra.keyspace) -}}
 {{- else -}}

@@ -128,6 +128,7 @@
   "partitions" "the number can never change"
   "mode" "its data would stay behind"
   "fullnameOverride" "all its objects would be made anew beside the data"
+  "nameOverride" "it is in every selector, and a Deployment cannot change its own"
   "kafka.prefix" "another log has none of its events"
   "cassandra.keyspace" "another keyspace has none of its counts"
   "embedded.storage.size" "a StatefulSet cannot change it; grow the claim itself"
