@@ -80,6 +80,16 @@ def test_a_secret_must_be_there(tmp_path: Path, there_is: list[Object], said: st
     assert ran.err.count("Secret ") <= 2
 
 
+def test_a_secret_must_be_there_before_its_namespace(tmp_path: Path) -> None:
+    """With --create-namespace helm makes the namespace after it has rendered."""
+    with serving(tmp_path, namespace=False) as api:
+        ran = upgraded(api, "cluster")
+    assert ran.code != 0
+    assert ran.err.count("make it before its Secrets: kubectl create namespace watertower\n") == 1
+    for name in SECRETS:
+        assert f"has no Secret {name}; make it: " in ran.err
+
+
 @pytest.mark.parametrize(
     ("preset", "value", "other", "has"),
     [

@@ -107,14 +107,19 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- /* Of what is there: `lookup` finds nothing when templates are only rendered. This ConfigMap is in every namespace. */ -}}
-{{- if and (eq $v.mode "cluster") (lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt") -}}
+{{- /* Of what is there: `lookup` finds nothing when templates are only rendered. The ConfigMap is in every namespace; helm makes one of
+its own only after this, and whoever may do that may look at another. */ -}}
+{{- $namespace := lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" -}}
+{{- if and (eq $v.mode "cluster") (or $namespace (lookup "v1" "Namespace" "" "default")) -}}
 {{- range $engine := list "kafka" "cassandra" -}}
 {{- range $field, $from := dict "passwordSecret" "--from-literal=%s=PASSWORD" "caSecret" "--from-file=%s=FILE" -}}
 {{- $wanted := index $v $engine $field -}}
 {{- if $wanted.name -}}
 {{- $secret := lookup "v1" "Secret" $.Release.Namespace $wanted.name -}}
 {{- if not $secret -}}
+{{- if not $namespace -}}
+{{- $problems = append $problems (printf "namespace %s is not there; make it before its Secrets: kubectl create namespace %s" $.Release.Namespace $.Release.Namespace) -}}
+{{- end -}}
 {{- $problems = append $problems (printf "%s.%s.name: namespace %s has no Secret %s; make it: kubectl create secret generic %s --namespace %s %s" $engine $field $.Release.Namespace $wanted.name $wanted.name $.Release.Namespace (printf $from $wanted.key)) -}}
 {{- else if not (hasKey ($secret.data | default dict) $wanted.key) -}}
 {{- $problems = append $problems (printf "%s.%s.key: Secret %s has no %s, but %s; set one of these, or name another Secret: kubectl create secret generic NAME --namespace %s %s" $engine $field $wanted.name $wanted.key (keys ($secret.data | default dict) | sortAlpha | join ", " | default "nothing") $.Release.Namespace (printf $from $wanted.key)) -}}
