@@ -382,6 +382,17 @@ def test_an_old_pod_stays_until_callers_know_the_new_one() -> None:
         assert found == {"watertower-ingest": wanted, "watertower-projector": None, "watertower-query": wanted}
 
 
+def test_a_rollout_that_goes_on_is_not_given_up() -> None:
+    """However long a pod must have been ready before it counts: an API server refuses a deadline that is not later."""
+    chosen = "--set=ingest.minReadySeconds=3600,query.minReadySeconds=600,probes.startupSeconds=900"
+    for options, longest in (((), 35 + 120), ((chosen,), 3600 + 900)):
+        specs = [one["spec"] for one in of_kind(objects("cluster", *options), "Deployment")]
+        started_s = [one["template"]["spec"]["containers"][0]["startupProbe"]["failureThreshold"] for one in specs]
+        needed = [one.get("minReadySeconds", 0) + seconds for one, seconds in zip(specs, started_s, strict=True)]
+        assert [one["progressDeadlineSeconds"] - seconds for one, seconds in zip(specs, needed, strict=True)] == [600] * 3
+        assert max(needed) == longest
+
+
 def test_an_eviction_takes_one_pod() -> None:
     """Of each role; the embedded pod can be kept from being evicted at all."""
     budgets = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects("cluster"), "PodDisruptionBudget")}
