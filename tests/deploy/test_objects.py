@@ -370,6 +370,8 @@ def test_projectors_scale_on_the_lag_of_their_group() -> None:
     taken = {one["parameter"]: (one["name"], one["key"]) for one in login["spec"]["secretTargetRef"]}
     assert taken["password"] == ("watertower", "password")
     assert taken["ca"] == ("log-cluster-ca-cert", "ca.crt")
+    made = objects("cluster", '--set-json=projector.keda={"enabled": true, "lagRecords": 1000000}')  # 1e+06 to templates
+    assert of_kind(made, "ScaledObject")[0]["spec"]["triggers"][0]["metadata"]["lagThreshold"] == "1000000"
     for variant, words in (("cluster with SASL alone", ("plaintext", "disable")), ("cluster with TLS alone", ("none", "enable"))):
         (secret,) = of_kind(objects(*VARIANTS[variant]), "Secret")
         assert (secret["stringData"]["sasl"], secret["stringData"]["tls"]) == words
