@@ -1,6 +1,7 @@
 """What the chart makes is what Kubernetes' own schemas allow, and keeps what an operator relies on."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from tests.deploy.chart import PRESETS, ROOT, Object, objects, parsed, schema_problems, template
 from tests.docs.pages import POD_BACKUP, block_of
 from watertower.backends.kafka_client import KafkaSettings
+from watertower.config import ServiceSettings
 
 EVERYTHING = (
     "--set=metrics.enabled=true,metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.labels.team=a",
@@ -188,6 +190,16 @@ def test_pods_have_time_to_end(made: list[Object]) -> None:
             for side in {"ingest", "query"} & {container["name"]}:
                 assert int(settings[f"{side}_connection_age_grace_ms_max"]) / 1e3 <= takes_s
                 assert int(settings[f"{side}_connection_age_ms_max"]) <= 300_000
+
+
+def test_containers_of_compose_have_time_to_end() -> None:
+    """As pods have, with the service's own defaults."""
+    head, _, services = (ROOT / "docker-compose.yml").read_text("utf-8").partition("\nservices:\n")
+    (period_s,) = re.findall(r"^x-watertower: &watertower$.*^  stop_grace_period: ([0-9]+)s\b", head, re.MULTILINE | re.DOTALL)
+    defaults = ServiceSettings()
+    assert int(period_s) >= math.ceil((defaults.drain_ms + defaults.shutdown_grace_ms) / 1e3) + 10
+    assert all(f"\n  {role}:\n    <<: *watertower\n" in services for role in PORTS)
+    assert "stop_grace_period" not in services
 
 
 def test_draining_is_longer_than_a_look_of_the_probe() -> None:
