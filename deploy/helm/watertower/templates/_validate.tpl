@@ -94,6 +94,16 @@
 {{- if gt (mulf $cache 2) (include "watertower.amount" $memory | float64) -}}
 {{- $problems = append $problems (printf "query.resources.limits.memory: %v does not hold query_cache_bytes_max of each worker twice (%.0f bytes); raise it, or set settings.query_cache_bytes_max lower" $memory (mulf $cache 2)) -}}
 {{- end -}}
+{{- /* A line has 129 bytes at most; while a process replaces the file, both are there. */ -}}
+{{- $workers := $v.settings.query_workers | default 1 -}}
+{{- $warm := mulf (hasKey $v.settings "query_warm_entities_max" | ternary $v.settings.query_warm_entities_max 10000) 129 (add1 (int $workers)) -}}
+{{- if and (eq $v.mode "cluster") (gt $warm (include "watertower.amount" $v.query.warmSize | float64)) -}}
+{{- $problems = append $problems (printf "query.warmSize: %v does not hold a list of query_warm_entities_max entities once and for each worker (%.0f bytes), and its pod would be evicted; raise it, or set settings.query_warm_entities_max lower" $v.query.warmSize $warm) -}}
+{{- end -}}
+{{- /* One process answers probes while it warms up; of several, which share a port, none does. */ -}}
+{{- if and (gt (int $workers) 1) (ge (int ($v.settings.query_warm_ms_max | default 10000)) (mul 1000 (int $v.probes.startupSeconds) | int)) -}}
+{{- $problems = append $problems (printf "probes.startupSeconds: %d is not more than query_warm_ms_max, and workers answer nobody while they warm up; raise it, or set settings.query_warm_ms_max lower" (int $v.probes.startupSeconds)) -}}
+{{- end -}}
 {{- range $where, $addresses := dict "kafka.bootstrapServers" $v.kafka.bootstrapServers "cassandra.contactPoints" $v.cassandra.contactPoints -}}
 {{- if $addresses -}}
 {{- $ports := include "watertower.portsOf" $addresses | fromJsonArray -}}
