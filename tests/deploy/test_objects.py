@@ -93,6 +93,22 @@ def test_kubernetes_allows_it(variant: str) -> None:
     assert schema_problems(template(*VARIANTS[variant])) == ""
 
 
+@pytest.mark.parametrize("word", ["2026", "true", "1e3"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_names_stay_words(preset: str, word: str) -> None:
+    """Whatever YAML would take them for."""
+    names = ("kafka.passwordSecret", "kafka.caSecret", "cassandra.passwordSecret", "cassandra.caSecret") if preset == "cluster" else ()
+    chosen = {f"{name}.{part}" for name in names for part in ("name", "key")}
+    chosen |= {"serviceAccount.name", "image.pullSecrets[0]", "pod.priorityClassName", "embedded.storage.className"}
+    own = word if word.isalpha() else "watertower"  # as names of Services must begin
+    given = [f"--set-string={name}={word}" for name in sorted(chosen)] + [f"--set-string=nameOverride={own},fullnameOverride={own}"]
+    switched = "metrics.enabled=true,metrics.serviceMonitor.enabled=true,embedded.refuseEviction=true"
+    keda = ("--set=projector.keda.enabled=true",) if preset == "cluster" else ()
+    made = template(preset, *given, f"--set={switched}", *keda, f"--set-string=topologySpread.keys[0]={word}", release=word)
+    assert schema_problems(made) == ""
+    assert all(one["metadata"]["labels"]["app.kubernetes.io/instance"] == word for one in parsed(made))
+
+
 def test_the_check_by_schemas_can_fail() -> None:
     """A property at a wrong place, a wrong type, a kind that no schema has."""
     text = template("cluster")
