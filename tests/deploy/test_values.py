@@ -148,6 +148,15 @@ REFUSED = {
     "no port": (("cluster", "--set=kafka.bootstrapServers=k:0"), "kafka.bootstrapServers: port 0 is not between 1 and 65535"),
     "no such port": (("cluster", "--set=cassandra.contactPoints=c:99999"), "cassandra.contactPoints: port 99999 is not between"),
     "two ports": (("cluster", "--set=cassandra.contactPoints=a:9042\\,b:9043"), "cassandra.contactPoints: has 2 ports; all nodes have one"),
+    "a label that selects": (
+        ("cluster", "--set=pod.labels.app\\.kubernetes\\.io/component=mine"),
+        "pod.labels.app.kubernetes.io/component: pods are selected by it; leave it out",
+    ),
+    "the name as a label": (("embedded", "--set=pod.labels.app\\.kubernetes\\.io/name=mine"), "pod.labels.app.kubernetes.io/name: pods"),
+    "the release as a label": (
+        ("cluster", "--set=pod.labels.app\\.kubernetes\\.io/instance=mine"),
+        "pod.labels.app.kubernetes.io/instance",
+    ),
     "nothing to scrape": (
         ("cluster", "--set=metrics.serviceMonitor.enabled=true"),
         "metrics.serviceMonitor.enabled: there is nothing to scra",

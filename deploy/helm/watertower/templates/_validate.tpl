@@ -76,6 +76,11 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range $label, $_ := include "watertower.selector" (dict "root" $ "component" "any") | fromYaml -}}
+{{- if hasKey $v.pod.labels $label -}}
+{{- $problems = append $problems (printf "pod.labels.%s: pods are selected by it; leave it out" $label) -}}
+{{- end -}}
+{{- end -}}
 {{- $name := include "watertower.fullname" . -}}
 {{- if not (regexMatch "^[a-z][a-z0-9-]*$" $name) -}}
 {{- $problems = append $problems (printf "fullnameOverride: names of Services begin with a letter and have letters, digits and hyphens only, which %s does not; set another one" $name) -}}
