@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.chart import PRESETS, ROOT, Object, objects, parsed, schema_problems, template
+from tests.deploy.chart import CHART, PRESETS, ROOT, Object, objects, parsed, schema_problems, template
 from tests.docs.pages import POD_BACKUP, block_of
 from watertower.backends.kafka_client import KafkaSettings
 from watertower.config import ServiceSettings
@@ -218,11 +218,13 @@ def test_containers_of_compose_have_time_to_end() -> None:
     assert "stop_grace_period" not in services
 
 
-def test_draining_is_longer_than_a_look_of_the_probe() -> None:
-    """By default endpoints follow at the latest when the readiness probe has failed: a pod that ends is taken out at once, its own way."""
+def test_draining_is_no_shorter_than_a_look_of_the_probe() -> None:
+    """By default: what looks at a pod as the probe does has seen once that it ends while it still takes calls. No pod goes before another
+    one is ready."""
     for workload, pod in pods(objects("cluster")):
         if workload["kind"] == "Deployment":
-            assert environment(pod["containers"][0])["drain_ms"] == "5000"
+            (container,) = pod["containers"]
+            assert int(environment(container)["drain_ms"]) >= container["readinessProbe"]["periodSeconds"] * 1_000
             assert workload["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
@@ -248,7 +250,9 @@ def test_selectors_select_their_pods_and_no_others(made: list[Object]) -> None:
             assert [other for other in labels if selector.items() <= labels[other].items()] == [name]
         elif one["kind"] == "NetworkPolicy":
             selector = one["spec"]["podSelector"]["matchLabels"]
-            assert {other for other in labels if selector.items() <= labels[other].items()}
+            component = _component(one["metadata"]["labels"])
+            selected = {other for other in labels if selector.items() <= labels[other].items()}
+            assert selected == {other for other in labels if _component(labels[other]) == component} != set()
         elif one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
             target = one["spec"]["scaleTargetRef"]["name"]
             (workload,) = (other for other in workloads(made) if other["metadata"]["name"] == target)
@@ -445,8 +449,9 @@ def test_a_release_remembers_what_cannot_change() -> None:
 
 
 def test_presets_are_all_there_is() -> None:
-    """Both are rendered by these tests."""
-    assert {arguments[0] for arguments in VARIANTS.values()} == set(PRESETS)
+    """Every file of them is rendered by these tests."""
+    files = {path.stem for path in (CHART / "presets").iterdir()}
+    assert {arguments[0] for arguments in VARIANTS.values()} == set(PRESETS) == files
 
 
 def _component(labels: dict[str, str]) -> str:
