@@ -83,12 +83,12 @@ storm: setup ## kill, freeze and restart everything on real Kafka and Cassandra,
 kubernetes: setup ## install the chart in a real cluster on this machine, and roll, evict and scale it under load (root, Go, Docker, Java)
 	deploy/test-cluster/build.sh
 	deploy/test-cluster/tools.sh
-	$(BIN)/python -m pytest -s -m kubernetes --durations=0 tests/kubernetes
+	WATERTOWER_REQUIRE_ENGINES=1 $(BIN)/python -m pytest -s -m kubernetes --durations=0 tests/kubernetes
 
 autoscale: setup ## the same cluster with metrics-server: an autoscaler acts under load (minutes more to build)
 	deploy/test-cluster/build.sh metrics
 	deploy/test-cluster/tools.sh
-	METRICS=1 $(BIN)/python -m pytest -s -m autoscale tests/kubernetes
+	METRICS=1 WATERTOWER_REQUIRE_ENGINES=1 $(BIN)/python -m pytest -s -m autoscale tests/kubernetes
 
 bench: setup ## the figures of docs/performance.md (minutes)
 	$(BIN)/python -m benchmarks.service

@@ -9,19 +9,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-_GROUPS = {"/api/v1": ("ConfigMap", "Secret"), "/apis/apps/v1": ("Deployment",)}
+_GROUPS = {"/api/v1": ("ConfigMap", "Namespace", "Secret"), "/apis/apps/v1": ("Deployment",)}
+_OF_CLUSTER = ("Namespace",)
 _KINDS = {kind.lower() + "s": kind for kinds in _GROUPS.values() for kind in kinds}
-_OBJECT = re.compile(r"/(?:api/v1|apis/apps/v1)/namespaces/([^/]+)/([a-z]+)/([^/?]+)$")
+_OBJECT = re.compile(r"/(?:api/v1|apis/apps/v1)(?:/namespaces/([^/]+))?/([a-z]+)/([^/?]+)$")
 NAMESPACE = "watertower"
 
 LIVE = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt", "namespace": NAMESPACE}}
 """What Kubernetes itself keeps in every namespace."""
 
+DEFAULT = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}
+"""A namespace that every cluster has."""
+
 
 @contextmanager
-def serving(folder: Path, *objects: dict[str, Any]) -> Iterator[Path]:
-    """A kubeconfig, in `folder`, for an API server that has `objects`, and LIVE."""
-    there = {(one["metadata"].get("namespace", NAMESPACE), one["kind"], one["metadata"]["name"]): one for one in (LIVE, *objects)}
+def serving(folder: Path, *objects: dict[str, Any], namespace: bool = True) -> Iterator[Path]:
+    """A kubeconfig, in `folder`, for an API server that has `objects`, DEFAULT and, if the release's `namespace` is there, LIVE."""
+    own = (DEFAULT, LIVE) if namespace else (DEFAULT,)
+    there = {(_namespace(one), one["kind"], one["metadata"]["name"]): one for one in (*own, *objects)}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -29,7 +34,10 @@ def serving(folder: Path, *objects: dict[str, Any]) -> Iterator[Path]:
             if path == "/version":
                 self._answer(200, {"major": "1", "minor": "34", "gitVersion": "v1.34.2"})
             elif path in _GROUPS:
-                kinds = [{"name": kind.lower() + "s", "kind": kind, "namespaced": True, "verbs": ["get"]} for kind in _GROUPS[path]]
+                kinds = [
+                    {"name": kind.lower() + "s", "kind": kind, "namespaced": kind not in _OF_CLUSTER, "verbs": ["get"]}
+                    for kind in _GROUPS[path]
+                ]
                 version = path.split("/", 2)[2]
                 self._answer(200, {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": kinds})
             elif (match := _OBJECT.match(path)) and (found := there.get((match[1], _KINDS.get(match[2], ""), match[3]))):
@@ -59,6 +67,10 @@ def serving(folder: Path, *objects: dict[str, Any]) -> Iterator[Path]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _namespace(one: dict[str, Any]) -> str | None:
+    return None if one["kind"] in _OF_CLUSTER else one["metadata"].get("namespace", NAMESPACE)
 
 
 def _kubeconfig(port: int) -> dict[str, Any]:

@@ -40,9 +40,9 @@ def helm(*arguments: object) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def template(preset: str, *options: object) -> str:
+def template(preset: str, *options: object, release: str = "watertower") -> str:
     """What the chart makes of a preset and further options, as YAML."""
-    ran = _template(preset, options)
+    ran = _template(preset, options, release)
     assert ran.code == 0, ran.err
     return ran.out
 

@@ -1,14 +1,16 @@
 """What the chart makes is what Kubernetes' own schemas allow, and keeps what an operator relies on."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.deploy.chart import PRESETS, ROOT, Object, objects, parsed, schema_problems, template
+from tests.deploy.chart import CHART, PRESETS, ROOT, Object, objects, parsed, schema_problems, template
 from tests.docs.pages import POD_BACKUP, block_of
 from watertower.backends.kafka_client import KafkaSettings
+from watertower.config import ServiceSettings
 
 EVERYTHING = (
     "--set=metrics.enabled=true,metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.labels.team=a",
@@ -89,6 +91,22 @@ def pods(made: list[Object]) -> Iterator[tuple[Object, Object]]:
 def test_kubernetes_allows_it(variant: str) -> None:
     """By the schemas of the API, of KEDA and of the Prometheus operator, with no property that they do not have."""
     assert schema_problems(template(*VARIANTS[variant])) == ""
+
+
+@pytest.mark.parametrize("word", ["2026", "true", "1e3"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_names_stay_words(preset: str, word: str) -> None:
+    """Whatever YAML would take them for."""
+    names = ("kafka.passwordSecret", "kafka.caSecret", "cassandra.passwordSecret", "cassandra.caSecret") if preset == "cluster" else ()
+    chosen = {f"{name}.{part}" for name in names for part in ("name", "key")}
+    chosen |= {"serviceAccount.name", "image.pullSecrets[0]", "pod.priorityClassName", "embedded.storage.className"}
+    own = word if word.isalpha() else "watertower"  # as names of Services must begin
+    given = [f"--set-string={name}={word}" for name in sorted(chosen)] + [f"--set-string=nameOverride={own},fullnameOverride={own}"]
+    switched = "metrics.enabled=true,metrics.serviceMonitor.enabled=true,embedded.refuseEviction=true"
+    keda = ("--set=projector.keda.enabled=true",) if preset == "cluster" else ()
+    made = template(preset, *given, f"--set={switched}", *keda, f"--set-string=topologySpread.keys[0]={word}", release=word)
+    assert schema_problems(made) == ""
+    assert all(one["metadata"]["labels"]["app.kubernetes.io/instance"] == word for one in parsed(made))
 
 
 def test_the_check_by_schemas_can_fail() -> None:
@@ -190,11 +208,23 @@ def test_pods_have_time_to_end(made: list[Object]) -> None:
                 assert int(settings[f"{side}_connection_age_ms_max"]) <= 300_000
 
 
-def test_draining_is_longer_than_a_look_of_the_probe() -> None:
-    """By default endpoints follow at the latest when the readiness probe has failed: a pod that ends is taken out at once, its own way."""
+def test_containers_of_compose_have_time_to_end() -> None:
+    """As pods have, with the service's own defaults."""
+    head, _, services = (ROOT / "docker-compose.yml").read_text("utf-8").partition("\nservices:\n")
+    (period_s,) = re.findall(r"^x-watertower: &watertower$.*^  stop_grace_period: ([0-9]+)s\b", head, re.MULTILINE | re.DOTALL)
+    defaults = ServiceSettings()
+    assert int(period_s) >= math.ceil((defaults.drain_ms + defaults.shutdown_grace_ms) / 1e3) + 10
+    assert all(f"\n  {role}:\n    <<: *watertower\n" in services for role in PORTS)
+    assert "stop_grace_period" not in services
+
+
+def test_draining_is_no_shorter_than_a_look_of_the_probe() -> None:
+    """By default: what looks at a pod as the probe does has seen once that it ends while it still takes calls. No pod goes before another
+    one is ready."""
     for workload, pod in pods(objects("cluster")):
         if workload["kind"] == "Deployment":
-            assert environment(pod["containers"][0])["drain_ms"] == "5000"
+            (container,) = pod["containers"]
+            assert int(environment(container)["drain_ms"]) >= container["readinessProbe"]["periodSeconds"] * 1_000
             assert workload["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
@@ -220,7 +250,9 @@ def test_selectors_select_their_pods_and_no_others(made: list[Object]) -> None:
             assert [other for other in labels if selector.items() <= labels[other].items()] == [name]
         elif one["kind"] == "NetworkPolicy":
             selector = one["spec"]["podSelector"]["matchLabels"]
-            assert {other for other in labels if selector.items() <= labels[other].items()}
+            component = _component(one["metadata"]["labels"])
+            selected = {other for other in labels if selector.items() <= labels[other].items()}
+            assert selected == {other for other in labels if _component(labels[other]) == component} != set()
         elif one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
             target = one["spec"]["scaleTargetRef"]["name"]
             (workload,) = (other for other in workloads(made) if other["metadata"]["name"] == target)
@@ -370,6 +402,8 @@ def test_projectors_scale_on_the_lag_of_their_group() -> None:
     taken = {one["parameter"]: (one["name"], one["key"]) for one in login["spec"]["secretTargetRef"]}
     assert taken["password"] == ("watertower", "password")
     assert taken["ca"] == ("log-cluster-ca-cert", "ca.crt")
+    made = objects("cluster", '--set-json=projector.keda={"enabled": true, "lagRecords": 1000000}')  # 1e+06 to templates
+    assert of_kind(made, "ScaledObject")[0]["spec"]["triggers"][0]["metadata"]["lagThreshold"] == "1000000"
     for variant, words in (("cluster with SASL alone", ("plaintext", "disable")), ("cluster with TLS alone", ("none", "enable"))):
         (secret,) = of_kind(objects(*VARIANTS[variant]), "Secret")
         assert (secret["stringData"]["sasl"], secret["stringData"]["tls"]) == words
@@ -380,6 +414,17 @@ def test_an_old_pod_stays_until_callers_know_the_new_one() -> None:
     for options, wanted in (((), 35), (("--set=ingest.minReadySeconds=5,query.minReadySeconds=5",), 5)):
         found = {one["metadata"]["name"]: one["spec"].get("minReadySeconds") for one in of_kind(objects("cluster", *options), "Deployment")}
         assert found == {"watertower-ingest": wanted, "watertower-projector": None, "watertower-query": wanted}
+
+
+def test_a_rollout_that_goes_on_is_not_given_up() -> None:
+    """However long a pod must have been ready before it counts: an API server refuses a deadline that is not later."""
+    chosen = "--set=ingest.minReadySeconds=3600,query.minReadySeconds=600,probes.startupSeconds=900"
+    for options, longest in (((), 35 + 120), ((chosen,), 3600 + 900)):
+        specs = [one["spec"] for one in of_kind(objects("cluster", *options), "Deployment")]
+        started_s = [one["template"]["spec"]["containers"][0]["startupProbe"]["failureThreshold"] for one in specs]
+        needed = [one.get("minReadySeconds", 0) + seconds for one, seconds in zip(specs, started_s, strict=True)]
+        assert [one["progressDeadlineSeconds"] - seconds for one, seconds in zip(specs, needed, strict=True)] == [600] * 3
+        assert max(needed) == longest
 
 
 def test_an_eviction_takes_one_pod() -> None:
@@ -400,12 +445,13 @@ def test_a_release_remembers_what_cannot_change() -> None:
     for preset, values in own.items():
         (found,) = (one for one in of_kind(objects(preset, "--set=fullnameOverride=other"), "ConfigMap"))
         assert found["metadata"]["name"] == "watertower-log"
-        assert found["data"] == {"mode": preset, "fullnameOverride": "other", **values}
+        assert found["data"] == {"mode": preset, "fullnameOverride": "other", "nameOverride": "watertower", **values}
 
 
 def test_presets_are_all_there_is() -> None:
-    """Both are rendered by these tests."""
-    assert {arguments[0] for arguments in VARIANTS.values()} == set(PRESETS)
+    """Every file of them is rendered by these tests."""
+    files = {path.stem for path in (CHART / "presets").iterdir()}
+    assert {arguments[0] for arguments in VARIANTS.values()} == set(PRESETS) == files
 
 
 def _component(labels: dict[str, str]) -> str:

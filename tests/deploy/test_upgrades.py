@@ -80,11 +80,23 @@ def test_a_secret_must_be_there(tmp_path: Path, there_is: list[Object], said: st
     assert ran.err.count("Secret ") <= 2
 
 
+def test_a_secret_must_be_there_before_its_namespace(tmp_path: Path) -> None:
+    """With --create-namespace helm makes the namespace after it has rendered."""
+    with serving(tmp_path, namespace=False) as api:
+        ran = upgraded(api, "cluster")
+    assert ran.code != 0
+    assert ran.err.count("make it before its Secrets: kubectl create namespace watertower\n") == 1
+    for name in SECRETS:
+        assert f"has no Secret {name}; make it: " in ran.err
+
+
 @pytest.mark.parametrize(
     ("preset", "value", "other", "has"),
     [
         ("cluster", "partitions", "8", "16"),
         ("cluster", "fullnameOverride", "other", "watertower"),
+        ("cluster", "nameOverride", "tower", "watertower"),  # the objects keep their names: those are of the release's
+        ("embedded", "nameOverride", "tower", "watertower"),
         ("cluster", "kafka.prefix", "other", "watertower"),
         ("cluster", "cassandra.keyspace", "other", "watertower"),
         ("embedded", "embedded.storage.size", "30Gi", "20Gi"),

@@ -19,6 +19,7 @@ from tests.deploy.chart import (
     with_table,
 )
 from watertower.config import QuerySettings, catalogue
+from watertower.validation import ID_BYTES_MAX
 
 NO_SECRET = "--set=kafka.passwordSecret.name="
 
@@ -113,6 +114,29 @@ REFUSED = {
         ("cluster", "--set=query.resources.limits.memory=511Mi,query.resources.requests.memory=100Mi"),
         f"twice ({2 * QuerySettings().cache_bytes_max} bytes)",
     ),
+    "a warm list that does not fit": (
+        ("cluster", "--set=settings.query_warm_entities_max=65028"),
+        "query.warmSize: 16Mi does not hold a list of query_warm_entities_max entities once and for each worker (16777224 bytes)",
+    ),
+    "warm lists that do not fit": (
+        ("cluster", "--set=settings.query_warm_entities_max=65027,settings.query_workers=2,query.resources.limits.memory=2Gi"),
+        "query.warmSize: 16Mi does not hold",
+    ),
+    "a default warm list that does not fit": (
+        ("cluster", "--set=query.warmSize=2Mi"),
+        f"for each worker ({2 * (ID_BYTES_MAX + 1) * QuerySettings().warm_entities_max} bytes)",
+    ),
+    "workers that warm up in silence": (
+        ("cluster", "--set=settings.query_workers=2,query.resources.limits.memory=2Gi,settings.query_warm_ms_max=120000"),
+        "probes.startupSeconds: 120 is not more than query_warm_ms_max",
+    ),
+    "workers that warm up in silence by default": (
+        (
+            "cluster",
+            f"--set=settings.query_workers=2,query.resources.limits.memory=2Gi,probes.startupSeconds={QuerySettings().warm_ms_max // 1000}",
+        ),
+        "is not more than query_warm_ms_max",
+    ),
     "more memory than allowed": (
         ("cluster", "--set=setup.resources.requests.memory=1Gi"),
         "setup.resources.requests.memory: 1Gi is more than the limit, 256Mi",
@@ -124,6 +148,15 @@ REFUSED = {
     "no port": (("cluster", "--set=kafka.bootstrapServers=k:0"), "kafka.bootstrapServers: port 0 is not between 1 and 65535"),
     "no such port": (("cluster", "--set=cassandra.contactPoints=c:99999"), "cassandra.contactPoints: port 99999 is not between"),
     "two ports": (("cluster", "--set=cassandra.contactPoints=a:9042\\,b:9043"), "cassandra.contactPoints: has 2 ports; all nodes have one"),
+    "a label that selects": (
+        ("cluster", "--set=pod.labels.app\\.kubernetes\\.io/component=mine"),
+        "pod.labels.app.kubernetes.io/component: pods are selected by it; leave it out",
+    ),
+    "the name as a label": (("embedded", "--set=pod.labels.app\\.kubernetes\\.io/name=mine"), "pod.labels.app.kubernetes.io/name: pods"),
+    "the release as a label": (
+        ("cluster", "--set=pod.labels.app\\.kubernetes\\.io/instance=mine"),
+        "pod.labels.app.kubernetes.io/instance",
+    ),
     "nothing to scrape": (
         ("cluster", "--set=metrics.serviceMonitor.enabled=true"),
         "metrics.serviceMonitor.enabled: there is nothing to scra",
@@ -136,6 +169,20 @@ def test_a_value_that_cannot_be_is_refused(case: str) -> None:
     """The message names the value and the rule, or what to do."""
     arguments, said = REFUSED[case]
     assert said in refusal(*arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "settings.query_warm_entities_max=65027",
+        "settings.query_warm_entities_max=0,query.warmSize=1k",
+        "settings.query_warm_ms_max=119999,settings.query_workers=2,query.resources.limits.memory=2Gi",
+        "settings.query_warm_ms_max=600000",
+    ],
+)
+def test_a_value_that_just_can_be_is_taken(options: str) -> None:
+    """What is beside those that are refused."""
+    assert template("cluster", f"--set={options}")
 
 
 def test_all_problems_are_said_at_once() -> None:

@@ -172,6 +172,13 @@ def test_alerts_are_about_metrics_that_exist() -> None:
                 assert set(values.split("|")) <= {reason.name for reason in Reason}
 
 
+def test_an_age_that_is_not_there_has_an_alert_of_its_own() -> None:
+    """No comparison is true of it: where a partition was never heard of, WatertowerReadsBehind never fires."""
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8")
+    assert "not there until" in CATALOGUE["query"]["watertower_query_feed_age_seconds"].meaning
+    assert re.search(r"expr: watertower_query_cached_entities unless on \(job, instance\) watertower_query_feed_age_seconds\n", rules)
+
+
 @pytest.mark.parametrize("section", ["Backups", "When it refuses to start"])
 def test_refusals_in_the_operating_page_exist(section: str) -> None:
     """Whoever searches for the message of a refused backup or start finds it as it is said."""

@@ -130,6 +130,8 @@ class Debut:
         """What the reader `normal` or `raw` saw in a phase; empty: in all of them."""
         starts = [start for name, start in self._phases if name == phase or not phase]
         begun = min(starts)
+        if begun == self._phases[0][1]:  # what was read in the second in which it begins is of no other phase
+            begun = int(begun)
         end = max(self._phases[-1][1] if not phase else self._end_of(phase), begun)
         latencies: list[float] = []
         late: list[float] = []

@@ -57,7 +57,8 @@ class IngestProcess:
         server.set_ready(False)
         role.not_ready("stopping")
         await asyncio.sleep(self._settings.drain_ms / 1e3)
-        grace_s = self._settings.shutdown_grace_ms / 1e3
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._settings.shutdown_grace_ms / 1e3  # one grace for all that follows: a pod has no more
         with contextlib.suppress(TimeoutError):  # a log that hangs must not keep the process: what waits is not acknowledged
-            await asyncio.wait_for(self._service.drain(), grace_s)
-        await server.stop(grace_s)
+            await asyncio.wait_for(self._service.drain(), end_s - loop.time())
+        await server.stop(max(0.0, end_s - loop.time()))

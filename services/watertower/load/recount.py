@@ -158,20 +158,21 @@ class Recount:
         self._marks = bytearray()  # of the numbers that were on the list where they belong
 
     async def run(self, star: str | None, rng: random.Random, sent_s: float) -> dict[str, Any]:
-        """The recount for the report: `exact`, and what it stands on; `sent_s`: when sending was over, on the monotonic clock. Raises
-        ClientError where the service cannot be asked."""
-        found = self._found
-        found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX, sent_s)
-        if found["visible_s"] is not None:  # otherwise every difference would be one of time
-            try:
+        """The recount for the report: `exact`, and what it stands on; `sent_s`: when sending was over, on the monotonic clock. A service
+        that cannot be asked is one difference more: what the run has measured until then is not lost with it."""
+        found, unasked = self._found, False
+        try:
+            found["visible_s"] = await until_seen(self._session, star or self._names.fan(0), self._clock, VISIBLE_S_MAX, sent_s)
+            if found["visible_s"] is not None:  # otherwise every difference would be one of time
                 await self._profiles(star, rng)
                 await self._actors(rng)
-            except _Behind:
-                self._differs(
-                    "behind", f"after {_PATIENCE_S:g} s an answer still left out some of what was acknowledged: the recount ended"
-                )
-        found["differences"] = sum(found[name] for name in _DIFFERENCES) + (found["visible_s"] is None)
-        return {"exact": not found["differences"], **found, "examples": self._named}
+        except _Behind:
+            self._differs("behind", f"after {_PATIENCE_S:g} s an answer still left out some of what was acknowledged: the recount ended")
+        except ClientError as error:
+            unasked, found["listed_all"] = True, False
+            self._named.insert(0, f"the recount ended: {error}")
+        found["differences"] = sum(found[name] for name in _DIFFERENCES) + (unasked or found["visible_s"] is None)
+        return {"exact": not found["differences"], **found, "examples": self._named[:_NAMED_MAX]}
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """An answer that includes everything that was acknowledged: of several processes, one may be behind the one that was asked

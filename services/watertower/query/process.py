@@ -41,7 +41,7 @@ class QueryProcess:
     ) -> None:
         """`held` is what the process has opened; it is closed at the end. `warm` is where what it had in memory outlives it.
         `shared_port`: it listens there beside other workers, instead of on a port of its own. `stand_in` may have that port until it
-        listens itself."""
+        listens itself, and has it while it warms up."""
         self._service, self._settings, self._limits, self._held, self._warm = service, settings, limits, held, warm
         self._shared_port, self._stand_in, self._metrics = shared_port, stand_in, metrics
 
@@ -65,7 +65,7 @@ class QueryProcess:
         stop = role.stopping.event()
         try:
             await self._service.start()  # before anybody can ask; where it fails, another attempt finds the port free
-            remembering = await self._warmed(stop)
+            remembering = await self._warmed(stop)  # may take long, so the stand-in answers meanwhile
             if stop.is_set():
                 return
             if self._stand_in is not None:
@@ -92,6 +92,8 @@ class QueryProcess:
         entities: list[str] = []
         if self._warm is not None:
             entities = await asyncio.to_thread(self._warm.read)
+            if entities and self._stand_in is not None:
+                self._stand_in.start()
             warming = asyncio.create_task(self._service.warm(entities, self._limits.warm_ms_max / 1e3))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,8 +12,8 @@
 
 {{/* What selects the pods of a component, for good. Takes (dict "root" $ "component" NAME). */}}
 {{- define "watertower.selector" -}}
-app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{/* What a release is installed with and cannot change: names and values, and why. JSON; the next upgrade is compared with it. */}}
 {{- define "watertower.fixed" -}}
 {{- $v := .Values -}}
-{{- $fixed := dict "partitions" (toString $v.partitions) "mode" $v.mode "fullnameOverride" (include "watertower.fullname" .) -}}
+{{- $fixed := dict "partitions" (toString $v.partitions) "mode" $v.mode "fullnameOverride" (include "watertower.fullname" .) "nameOverride" (default .Chart.Name $v.nameOverride) -}}
 {{- if eq $v.mode "cluster" -}}
 {{- $_ := merge $fixed (dict "kafka.prefix" $v.kafka.prefix "cassandra.keyspace" $v.cassandra.keyspace) -}}
 {{- else -}}

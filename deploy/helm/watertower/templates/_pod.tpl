@@ -13,7 +13,7 @@ securityContext:
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with .root.Values.pod.nodeSelector }}
@@ -26,7 +26,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .root.Values.pod.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -117,10 +117,10 @@ annotations: {{- toYaml . | nindent 2 }}
     defaultMode: 0440
     sources:
       {{- if $values.user }}
-      - secret: {name: {{ $values.passwordSecret.name }}, items: [{key: {{ $values.passwordSecret.key }}, path: password}]}
+      - secret: {name: {{ $values.passwordSecret.name | quote }}, items: [{key: {{ $values.passwordSecret.key | quote }}, path: password}]}
       {{- end }}
       {{- if $values.caSecret.name }}
-      - secret: {name: {{ $values.caSecret.name }}, items: [{key: {{ $values.caSecret.key }}, path: ca.crt}]}
+      - secret: {name: {{ $values.caSecret.name | quote }}, items: [{key: {{ $values.caSecret.key | quote }}, path: ca.crt}]}
       {{- end }}
 {{- end }}
 {{- end }}

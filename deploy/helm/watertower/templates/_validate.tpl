@@ -76,6 +76,11 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range $label, $_ := include "watertower.selector" (dict "root" $ "component" "any") | fromYaml -}}
+{{- if hasKey $v.pod.labels $label -}}
+{{- $problems = append $problems (printf "pod.labels.%s: pods are selected by it; leave it out" $label) -}}
+{{- end -}}
+{{- end -}}
 {{- $name := include "watertower.fullname" . -}}
 {{- if not (regexMatch "^[a-z][a-z0-9-]*$" $name) -}}
 {{- $problems = append $problems (printf "fullnameOverride: names of Services begin with a letter and have letters, digits and hyphens only, which %s does not; set another one" $name) -}}
@@ -94,6 +99,16 @@
 {{- if gt (mulf $cache 2) (include "watertower.amount" $memory | float64) -}}
 {{- $problems = append $problems (printf "query.resources.limits.memory: %v does not hold query_cache_bytes_max of each worker twice (%.0f bytes); raise it, or set settings.query_cache_bytes_max lower" $memory (mulf $cache 2)) -}}
 {{- end -}}
+{{- /* A line has 129 bytes at most; while a process replaces the file, both are there. */ -}}
+{{- $workers := $v.settings.query_workers | default 1 -}}
+{{- $warm := mulf (hasKey $v.settings "query_warm_entities_max" | ternary $v.settings.query_warm_entities_max 10000) 129 (add1 (int $workers)) -}}
+{{- if and (eq $v.mode "cluster") (gt $warm (include "watertower.amount" $v.query.warmSize | float64)) -}}
+{{- $problems = append $problems (printf "query.warmSize: %v does not hold a list of query_warm_entities_max entities once and for each worker (%.0f bytes), and its pod would be evicted; raise it, or set settings.query_warm_entities_max lower" $v.query.warmSize $warm) -}}
+{{- end -}}
+{{- /* One process answers probes while it warms up; of several, which share a port, none does. */ -}}
+{{- if and (gt (int $workers) 1) (ge (int ($v.settings.query_warm_ms_max | default 10000)) (mul 1000 (int $v.probes.startupSeconds) | int)) -}}
+{{- $problems = append $problems (printf "probes.startupSeconds: %d is not more than query_warm_ms_max, and workers answer nobody while they warm up; raise it, or set settings.query_warm_ms_max lower" (int $v.probes.startupSeconds)) -}}
+{{- end -}}
 {{- range $where, $addresses := dict "kafka.bootstrapServers" $v.kafka.bootstrapServers "cassandra.contactPoints" $v.cassandra.contactPoints -}}
 {{- if $addresses -}}
 {{- $ports := include "watertower.portsOf" $addresses | fromJsonArray -}}
@@ -107,14 +122,19 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- /* Of what is there: `lookup` finds nothing when templates are only rendered. This ConfigMap is in every namespace. */ -}}
-{{- if and (eq $v.mode "cluster") (lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt") -}}
+{{- /* Of what is there: `lookup` finds nothing when templates are only rendered. The ConfigMap is in every namespace; helm makes one of
+its own only after this, and whoever may do that may look at another. */ -}}
+{{- $namespace := lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" -}}
+{{- if and (eq $v.mode "cluster") (or $namespace (lookup "v1" "Namespace" "" "default")) -}}
 {{- range $engine := list "kafka" "cassandra" -}}
 {{- range $field, $from := dict "passwordSecret" "--from-literal=%s=PASSWORD" "caSecret" "--from-file=%s=FILE" -}}
 {{- $wanted := index $v $engine $field -}}
 {{- if $wanted.name -}}
 {{- $secret := lookup "v1" "Secret" $.Release.Namespace $wanted.name -}}
 {{- if not $secret -}}
+{{- if not $namespace -}}
+{{- $problems = append $problems (printf "namespace %s is not there; make it before its Secrets: kubectl create namespace %s" $.Release.Namespace $.Release.Namespace) -}}
+{{- end -}}
 {{- $problems = append $problems (printf "%s.%s.name: namespace %s has no Secret %s; make it: kubectl create secret generic %s --namespace %s %s" $engine $field $.Release.Namespace $wanted.name $wanted.name $.Release.Namespace (printf $from $wanted.key)) -}}
 {{- else if not (hasKey ($secret.data | default dict) $wanted.key) -}}
 {{- $problems = append $problems (printf "%s.%s.key: Secret %s has no %s, but %s; set one of these, or name another Secret: kubectl create secret generic NAME --namespace %s %s" $engine $field $wanted.name $wanted.key (keys ($secret.data | default dict) | sortAlpha | join ", " | default "nothing") $.Release.Namespace (printf $from $wanted.key)) -}}
@@ -128,6 +148,7 @@
   "partitions" "the number can never change"
   "mode" "its data would stay behind"
   "fullnameOverride" "all its objects would be made anew beside the data"
+  "nameOverride" "it is in every selector, and a Deployment cannot change its own"
   "kafka.prefix" "another log has none of its events"
   "cassandra.keyspace" "another keyspace has none of its counts"
   "embedded.storage.size" "a StatefulSet cannot change it; grow the claim itself"
