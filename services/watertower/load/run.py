@@ -49,7 +49,7 @@ async def run(options: Options, limits: Mapping[str, float], clock: Clock, say: 
             await _wait_ready(options, population, clock)
             await _populate(direct, population, clock, say)
             plan = SCENARIOS[options.scenario](options, names, population)
-            test = _Test(plan, population.name(0), options, clock, opened)
+            test = _Test(plan, population, options, clock, opened)
             await test.send(say)
             sent_s = clock.monotonic_s()
             recount, settled = None, 0
@@ -91,9 +91,9 @@ async def _populate(client: Client, population: Population, clock: Clock, say: S
 class _Test:
     """One schedule and what comes of it."""
 
-    def __init__(self, plan: Plan, warm: str, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
-        """`warm`: an entity that connections are tried with."""
-        self._plan, self._warm, self._options, self._clock, self._opened = plan, warm, options, clock, opened
+    def __init__(self, plan: Plan, population: Population, options: Options, clock: Clock, opened: AsyncExitStack) -> None:
+        """`population` is there already: connections are tried with it."""
+        self._plan, self._population, self._options, self._clock, self._opened = plan, population, options, clock, opened
         self._clients: Iterator[Client] = iter(())
         self._begin()
 
@@ -109,8 +109,10 @@ class _Test:
             await self._opened.enter_async_context(Client(write, read, on_attempt=partial(self._attempted, number)))
             for number in range(options.clients if gates else 1)
         ]
-        for client in clients:  # connected before anything is measured
-            await client.counts(self._warm)
+        actor, subject = next(self._population.neighbours())
+        for client in clients:  # connected before anything is measured, for writes by one that is written already
+            await client.counts(subject)
+            await client.follow(actor, subject, occurred_at=POPULATION_MOMENT)
         self._clients = cycle(clients)
         say(f"sending for {self._plan.phases[-1].end_s:.0f} s: " + ", ".join(phase.name for phase in self._plan.phases))
         gc.collect()
