@@ -165,19 +165,6 @@ def test_values_that_cannot_be_are_refused(installed: Cluster, wrong: str, said:
 
 
 @pytest.mark.timeout(300)
-def test_a_restart_replaces_every_pod(installed: Cluster) -> None:
-    """As after a password was changed in place."""
-
-    def pods() -> set[str]:
-        return {name for role in ROLES for name in names(installed, role)}
-
-    before = pods()
-    installed.shell(page_block("kubectl rollout restart"))
-    installed.wait_rolled_out(NAMESPACE, *DEPLOYMENTS)
-    assert not before & pods()
-
-
-@pytest.mark.timeout(300)
 def test_another_number_of_partitions_is_refused(installed: Cluster, install: str) -> None:
     """By the chart for a release that is there, by the service for one that is new on the same topics: its log says what to do."""
     refused = installed.try_shell(f"{UPGRADE} --set partitions={PARTITIONS // 2}")

@@ -70,8 +70,10 @@ def test_logins_by_secrets_and_a_rotated_password(namespace: Cluster, locked_kaf
     cluster.shell(here(page_block("cassandra.passwordSecret.name=cassandra-next")))
     with cassandra_session(replace(locked_cassandra, user=NEXT_USER, password=NEXT_PASSWORD)) as session:
         session.execute(f"ALTER ROLE {locked_cassandra.user} WITH LOGIN = false")
+    before = pods(cluster)
     cluster.shell(here(page_block("kubectl rollout restart")))
     cluster.wait_rolled_out(NAMESPACE, *(f"deployment/{RELEASE}-{role}" for role in ("ingest", "projector", "query")))
+    assert not before & pods(cluster)
     follow(cluster, range(100, 200))
     said = cluster.kubectl("-n", NAMESPACE, "exec", f"deployment/{RELEASE}-query", "--", "watertower", "audit")
     assert said.startswith("clean"), said
@@ -106,6 +108,11 @@ def here(block: str) -> str:
     """A block of the page, in this namespace."""
     assert "--namespace watertower" in block
     return block.replace("--namespace watertower", f"--namespace {NAMESPACE}")
+
+
+def pods(cluster: Cluster) -> set[str]:
+    """Names of the service's pods."""
+    return {pod["metadata"]["name"] for pod in cluster.pods(NAMESPACE, f"app.kubernetes.io/instance={RELEASE}")}
 
 
 def follow(cluster: Cluster, fans: range) -> None:
