@@ -221,6 +221,15 @@ def test_what_is_not_run_is_known() -> None:
     assert set(REDUCED) <= commands_left_out
 
 
+def test_what_the_cluster_runs_is_run_there() -> None:
+    """A block of which the page says that tests/kubernetes runs it is named in a test of that folder by a part of it."""
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "kubernetes").glob("test_*.py"))
+    parts = re.findall(r"""(?:page_block|here)\(["'](.+?)["']\)""", sources)
+    said = [block for block in blocks(ROOT / "docs" / "kubernetes.md") if "tests/kubernetes runs it" in block.not_run]
+    assert len(said) > 5
+    assert [block.text for block in said if not any(part in block.text for part in parts)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_blocks_say_what_they_are(page: Path) -> None:
     """A block without a language, or with another one, would be a command that nobody runs."""
