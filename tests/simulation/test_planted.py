@@ -47,7 +47,12 @@ def test_a_planted_bug_is_found(plant: Plant, searches: dict[str, "Future[Outcom
     assert plant.breaks(outcome.invariant)
 
 
+def cached(seed: int) -> Outcome:
+    return simulate(Scenario(seed), Parts(store=Caching))
+
+
 @pytest.mark.slow
 def test_cached_shards_are_right_by_the_rules() -> None:
     """Without a bug in it the cache of these tests passes: the plants find the missing rule, not the cache."""
-    assert [outcome for seed in range(60) if (outcome := simulate(Scenario(seed), Parts(store=Caching))).invariant] == []
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        assert [outcome for outcome in pool.map(cached, range(60), chunksize=10) if outcome.invariant] == []

@@ -51,12 +51,19 @@ def test_a_seed_that_failed_once_holds(seed: int) -> None:
 @pytest.mark.slow
 def test_a_seed_decides_everything() -> None:
     """20 seeds give the same traces in two interpreters whose hashes differ."""
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", DIGESTS], env={**os.environ, "PYTHONHASHSEED": hashes}, capture_output=True, text=True, check=True
-        ).stdout
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIGESTS],
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for hashes in ("1", "2")
     ]
+    ended = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended
+    printed = [out for out, _ in ended]
     assert printed[0] == printed[1]
     assert len(set(json.loads(printed[0].replace("'", '"')))) == 20
 
