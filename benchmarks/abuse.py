@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from benchmarks.service import without_autogroup
 from benchmarks.tower import pin
 from watertower.debut.readers import percentile
 from watertower.testing.abuse import abusing
@@ -171,11 +172,13 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=5_000, help="idle connections")
     parser.add_argument("--abuses", nargs="*", default=list(ABUSES), help="abusers by the name of what they do")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the service")
+    parser.add_argument("--no-autogroup", action="store_true", help="Linux shares cores between threads, not sessions, meanwhile; for root")
     parser.add_argument("--spread", action="store_true", help="every process on any core")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     settings = dict(assignment.split("=", 1) for assignment in arguments.set)
-    result = run(arguments.pairs, arguments.seconds, arguments.idle, arguments.abuses, settings, arguments.spread, not arguments.json)
+    with without_autogroup(arguments.no_autogroup):
+        result = run(arguments.pairs, arguments.seconds, arguments.idle, arguments.abuses, settings, arguments.spread, not arguments.json)
     if arguments.json:
         print(json.dumps(result))
         return

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,6 +160,24 @@ def debut(home: Path, followers: int, reads_per_s: float) -> dict[str, Any]:
     """`watertower debut`, with its readers before and during the surge at the same offered load."""
     options = {"data": str(home / "data")}
     return run(Plan(PRESETS["2019"], followers, 7), None, reads_per_s, options, home / "service.log", Live(), SystemClock())
+
+
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+@contextmanager
+def without_autogroup(wanted: bool = True) -> Iterator[None]:
+    """Until the block ends, Linux gives cores to threads, not to sessions ("autogroup", sched(7)). With it, callers on the server's core
+    wait 40 ms and more for that core, whatever the server does. Needs root."""
+    before = AUTOGROUP.read_text() if wanted and AUTOGROUP.exists() else "0"
+    if not int(before):
+        yield
+        return
+    AUTOGROUP.write_text("0")
+    try:
+        yield
+    finally:
+        AUTOGROUP.write_text(before)
 
 
 def on_service(measure: Callable[[Service, Path], dict[str, Any]], settings: Mapping[str, str] | None = None) -> dict[str, Any]:

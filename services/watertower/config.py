@@ -67,9 +67,15 @@ class ServerSettings(_Section):
     calls_max: Positive = Field(
         20_000, description="calls in the process at once, arriving and going out included; more are refused with CALLS_FULL"
     )
+    listeners_max: Annotated[int, Field(ge=1, le=64)] = Field(
+        32,
+        description="listeners on the port, each with its own queue: connections are spread over them, and the queues take turns; "
+        "fewer where connections_max is below 256 times as many; one where the system is not Linux",
+    )
     calls_pending_max: Positive = Field(
-        1_000,
-        description="calls that the process has not turned to yet; the transport refuses some above that, and all above twice as many",
+        250,
+        description="calls of one listener that the process has not turned to yet; the transport refuses some above that, and all above "
+        "twice as many",
     )
     receive_ms_max: Milliseconds = Field(10_000, description="ms that a request may take to arrive; then REQUEST_LATE")
     shed_first_ms: Milliseconds = Field(
@@ -79,7 +85,7 @@ class ServerSettings(_Section):
         1_000, description="the same for what is shed last; the other classes of work lie between, at equal ratios"
     )
     retry_after_ms: Milliseconds = Field(500, description="ms that RetryInfo and the pushback metadata tell shed callers to wait")
-    connections_max: Positive = Field(10_000, description="connections at once; more are closed as they come")
+    connections_max: Positive = Field(10_000, description="connections at once, each listener its share; more are closed as they come")
     streams_max: Positive = Field(100, description="calls at once on one connection; a client keeps more to itself")
     metadata_bytes_max: Positive = Field(8_192, description="bytes of a call's metadata; a call with more is refused by the transport")
     handshake_ms_max: Milliseconds = Field(10_000, description="ms in which a connection must have begun to speak HTTP/2")

@@ -24,6 +24,10 @@ GC_THRESHOLDS = (100_000, 50, 50)
 A flush or a call is tens of thousands of tuples that live for milliseconds and hold no cycle; at the default a fifth of the projector's
 time went into walking them."""
 
+GC_THRESHOLDS_QUERY = (5_000, 20, 100)
+"""The same where reads are answered: a call of grpc.aio leaves cycles behind, and to look for them among 100,000 objects stopped every
+read for 77 ms."""
+
 NOTIFY_VARIABLE = "WATERTOWER_NOTIFY_FD"
 
 
@@ -74,7 +78,7 @@ class Stopping:
 class Role:
     """The process's side towards whoever started it."""
 
-    def __init__(self, niceness: int) -> None:
+    def __init__(self, niceness: int, gc_thresholds: tuple[int, int, int] = GC_THRESHOLDS) -> None:
         self.stopping = Stopping()
         """Set when the process should drain and end."""
         self.is_ready = False
@@ -91,7 +95,7 @@ class Role:
         if niceness:
             os.nice(niceness)
         gc.freeze()  # what was imported stays
-        gc.set_threshold(*GC_THRESHOLDS)
+        gc.set_threshold(*gc_thresholds)
         # Ctrl-C reaches the whole foreground group; a supervised role waits for its turn (SIGTERM) instead.
         if notify is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)

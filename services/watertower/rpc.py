@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any, Never, Protocol, TypeAlias
 
 import grpc
@@ -23,7 +23,8 @@ from watertower.config import ServerSettings
 from watertower.counters import CallCounters
 from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.health import ALIVE
-from watertower.transport import Probe, address, listener_options, receive
+from watertower.shared_port import held_port
+from watertower.transport import Listener, Probe, address, listener_count, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
@@ -344,7 +345,12 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the packa
 
 
 class RpcServer:
-    """A gRPC server on one port, with health and reflection. Not ready until told so."""
+    """A gRPC server on one port, with health and reflection. Not ready until told so.
+
+    It is several listeners, and a connection belongs to one of them: grpc.aio takes the calls of a listener in order, so what one
+    connection brings at once would come before whatever others bring next. Between listeners calls take turns, as in stochastic fairness
+    queueing (P. McKenney, INFOCOM 1990).
+    """
 
     def __init__(
         self,
@@ -363,30 +369,46 @@ class RpcServer:
         self._port = port
         self._handlers = handlers
         self._services = services
-        self._options = listener_options(message_bytes_max, limits, shared_port)
+        self._count = listener_count(limits)
+        self._options = listener_options(message_bytes_max, limits, shared_port or self._count > 1, self._count)
+        self._shared_port = shared_port
         self._probe = None if admission is None else Probe(admission.shedding.observe, admission.receiving.end_late)
         self._health = _Health()
-        self._server: grpc.aio.Server | None = None
+        self._listeners: list[Listener] = []
+        self._held = ExitStack()  # the port
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listens; the port. Raises AddressTaken where that is not possible."""
+        port = self._port
+        with ExitStack() as held:
+            if self._count > 1 and not self._shared_port:  # for our listeners only
+                port = held.enter_context(held_port(self._host, port))
+            listeners = []
+            for _ in range(self._count):
+                listener = self._listener()
+                try:
+                    port = listener.server.add_insecure_port(address(self._host, port))
+                except RuntimeError as error:
+                    raise self._address_taken() from error
+                listeners.append(listener)
+            await self._say(HealthCheckResponse.NOT_SERVING)
+            for listener in listeners:
+                await listener.server.start()
+            self._held = held.pop_all()
+        if self._probe is not None:
+            self._probe.start(listeners)
+        self._listeners = listeners
+        return port
+
+    def _listener(self) -> Listener:
         server = grpc.aio.server(options=self._options)
-        server.add_generic_rpc_handlers(tuple(self._handlers))
+        listener = Listener(server, self._handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
-        try:
-            port = server.add_insecure_port(self._address())
-        except RuntimeError as error:
-            raise self._address_taken() from error
-        await self._say(HealthCheckResponse.NOT_SERVING)
         if self._probe is not None:
-            self._probe.listen(server)
-        await server.start()
-        if self._probe is not None:
-            self._probe.start()
-        self._server = server
-        return port
+            listener.listen_for_probe()
+        return listener
 
     def set_ready(self, ready: bool) -> None:
         """Says so to whoever asks for the health of the server or of one of its services."""
@@ -396,13 +418,14 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, waits for those under way for `grace_s` at most, ends the rest. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
+        listeners, self._listeners = self._listeners, []
+        if listeners:
             await self._say(HealthCheckResponse.NOT_SERVING)
             self._health.end_watches()
             if self._probe is not None:
                 await self._probe.stop()
-            await server.stop(grace_s)
+            self._held.close()  # whoever comes next finds the port free as soon as nobody listens
+            await asyncio.gather(*(listener.server.stop(grace_s) for listener in listeners))
 
     def _address(self) -> str:
         return address(self._host, self._port)

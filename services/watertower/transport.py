@@ -6,7 +6,8 @@ import os
 import resource
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -20,8 +21,14 @@ PROBE_INTERVAL_S = 0.05
 PROBE_S_MAX = 5.0
 """Seconds after which a call of the probe is given up."""
 
+PROBED = "/watertower.Probe/Nothing"
+"""The method that the probe calls. No server has it, so it is answered without work."""
+
 RECEIVING_CALLS_MAX = 1_000
 """Calls whose request is arriving, at once; of more, the one that has been arriving longest is ended."""
+
+LISTENER_CONNECTIONS_MIN = 256
+"""Connections that a listener must be allowed to have: chance spreads fewer too unevenly."""
 
 UNTAKEN_S_MAX = 10
 """Seconds after which the transport gives up a call that the process has not turned to."""
@@ -39,8 +46,16 @@ def address(host: str, port: int) -> str:
     return f"{bracketed}:{port}"
 
 
-def listener_options(message_bytes_max: int, limits: ServerSettings | None, shared_port: bool) -> list[tuple[str, int]]:
-    """gRPC's channel arguments (grpc/impl/channel_arg_names.h says what each means, and its unit). Without `limits`, gRPC's defaults."""
+def listener_count(limits: ServerSettings | None) -> int:
+    """How many listeners share the port of a process. Only Linux spreads connections over them."""
+    if limits is None or sys.platform != "linux":
+        return 1
+    return max(1, min(limits.listeners_max, limits.connections_max // LISTENER_CONNECTIONS_MIN))
+
+
+def listener_options(message_bytes_max: int, limits: ServerSettings | None, shared_port: bool, listeners: int = 1) -> list[tuple[str, int]]:
+    """gRPC's channel arguments (grpc/impl/channel_arg_names.h says what each means, and its unit) for one of so many listeners of a
+    process. Without `limits`, gRPC's defaults."""
     options = [
         # Off, or a second process would take half of the calls of the first instead of being refused.
         ("grpc.so_reuseport", int(shared_port)),
@@ -48,7 +63,7 @@ def listener_options(message_bytes_max: int, limits: ServerSettings | None, shar
     ]
     if limits is not None:
         options += [
-            ("grpc.max_allowed_incoming_connections", _connections_max(limits.connections_max)),
+            ("grpc.max_allowed_incoming_connections", _connections_max(limits.connections_max) // listeners),
             ("grpc.max_concurrent_streams", limits.streams_max),
             ("grpc.max_metadata_size", limits.metadata_bytes_max),
             ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),
@@ -128,29 +143,48 @@ async def receive(context: Any) -> bytes:
     return bytes(data)
 
 
+class Listener(grpc.GenericRpcHandler):
+    """One gRPC server of those that share a process's port: what tells how many calls it took, and where it is asked how long they wait."""
+
+    def __init__(self, server: grpc.aio.Server, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self.server = server
+        self.calls = 0
+        """Calls that it took since somebody set this to 0."""
+        self._handlers = handlers
+        # In Linux's abstract namespace: as near as 127.0.0.1, and nothing is left behind by a process that was killed.
+        self.probed_at = f"unix-abstract:watertower-{os.getpid()}-{secrets.token_hex(8)}" if sys.platform == "linux" else "127.0.0.1:0"
+        server.add_generic_rpc_handlers((self,))
+
+    def listen_for_probe(self) -> None:
+        """Before the server starts."""
+        port = self.server.add_insecure_port(self.probed_at)
+        self.probed_at = self.probed_at.replace(":0", f":{port}")
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """gRPC's question for what handles a call."""
+        if details.method == PROBED:
+            return None
+        self.calls += 1
+        return next((found for handler in self._handlers if (found := handler.service(details)) is not None), None)
+
+
 class Probe:
     """Measures how long a call waits until the process turns to it, by calling the server itself.
 
-    The wait is nowhere else to be seen: grpc.aio takes one call a turn of the event loop, and what it has not taken waits inside gRPC.
-    With 512 callers and calls that waited 430 ms, the event loop was 0.5 ms late. So a call goes through the same queue, on a listener of
-    its own that no other process can be connected to in its place.
+    The wait is nowhere else to be seen: grpc.aio takes one call of each listener a turn of the event loop, and what it has not taken waits
+    inside gRPC. With 512 callers and calls that waited 430 ms, the event loop was 0.5 ms late. So a call goes through the same queue, at
+    an address of its own that no other process can be connected to in its place. It is the queue of the listener that has taken the most
+    calls since the last time: there they wait, be it all of them because there is too much to do, or those of one connection.
     """
 
     def __init__(self, observe: Callable[[float], None], each: Callable[[float], None]) -> None:
         """`observe` is told each wait, seconds; `each` is called between two measurements, with the event loop's time."""
         self._observe, self._each = observe, each
         self._task: asyncio.Task[None] | None = None
-        # In Linux's abstract namespace: as near as 127.0.0.1, and nothing is left behind by a process that was killed.
-        self._address = f"unix-abstract:watertower-{os.getpid()}-{secrets.token_hex(8)}" if sys.platform == "linux" else "127.0.0.1:0"
 
-    def listen(self, server: grpc.aio.Server) -> None:
-        """Before the server starts."""
-        port = server.add_insecure_port(self._address)
-        self._address = self._address.replace(":0", f":{port}")
-
-    def start(self) -> None:
-        """After the server has started."""
-        self._task = asyncio.create_task(self._run())
+    def start(self, listeners: Sequence[Listener]) -> None:
+        """After they have started."""
+        self._task = asyncio.create_task(self._run(listeners))
 
     async def stop(self) -> None:
         """Idempotent."""
@@ -158,13 +192,19 @@ class Probe:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _run(self) -> None:
+    async def _run(self, listeners: Sequence[Listener]) -> None:
         loop = asyncio.get_running_loop()
-        async with grpc.aio.insecure_channel(self._address) as channel:
-            nothing: Any = channel.unary_unary("/watertower.Probe/Nothing")  # a method that no server has: answered without work
+        async with AsyncExitStack() as channels:
+            ways: dict[str, Any] = {}
             while True:
+                busiest = max(listeners, key=lambda listener: listener.calls)
+                for listener in listeners:
+                    listener.calls = 0
+                if (way := ways.get(busiest.probed_at)) is None:
+                    channel = await channels.enter_async_context(grpc.aio.insecure_channel(busiest.probed_at))
+                    way = ways[busiest.probed_at] = channel.unary_unary(PROBED)
                 sent_s = loop.time()
-                call = asyncio.ensure_future(self._taken(nothing))
+                call = asyncio.ensure_future(self._taken(way))
                 try:
                     while not call.done():
                         await asyncio.wait({call}, timeout=PROBE_INTERVAL_S)

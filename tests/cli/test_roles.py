@@ -16,7 +16,10 @@ from watertower.role import EXIT_REFUSED
 class FakeRole(role.Role):
     """A role without its hold on the process: no signals, no niceness, no threads."""
 
-    def __init__(self, niceness: int) -> None:
+    gc_thresholds: tuple[int, int, int]
+
+    def __init__(self, niceness: int, gc_thresholds: tuple[int, int, int]) -> None:
+        FakeRole.gc_thresholds = gc_thresholds
         self._logger = structlog.get_logger("watertower.role")
         self._stop_callbacks = []
         self._notify_fd = None
@@ -64,3 +67,13 @@ def test_a_role_waits_for_what_it_needs(watertower: Watertower, ends: list[Any])
     with capture_logs() as lines:
         assert watertower("query").code == 0
     assert [line["reason"] for line in lines if line["event"] == "not_ready"] == ["waiting: there is no store yet"] * 2
+
+
+def test_a_query_process_is_not_stopped_for_long_to_look_for_cycles(watertower: Watertower, ends: list[Any]) -> None:
+    """The projector's work is rather done than answered in time."""
+    thresholds = {}
+    for name in ("query", "projector"):
+        ends.append(0)
+        assert watertower(name).code == 0
+        thresholds[name] = FakeRole.gc_thresholds[0]
+    assert thresholds["query"] < thresholds["projector"] / 10

@@ -6,10 +6,13 @@ import math
 import resource
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Any
 
 import grpc
@@ -20,13 +23,22 @@ from watertower import transport
 from watertower.config import QuerySettings
 from watertower.errors import Reason
 from watertower.testing.abuse import GREETING, call_data, call_headers, frame
-from watertower.transport import FILES_KEPT, PING_STRIKES_MAX, PROBE_S_MAX, address, listener_options
+from watertower.transport import (
+    FILES_KEPT,
+    LISTENER_CONNECTIONS_MIN,
+    PING_STRIKES_MAX,
+    PROBE_S_MAX,
+    address,
+    listener_count,
+    listener_options,
+)
 from watertower.v1 import reader_pb2, reader_pb2_grpc
 
 PATH = "/watertower.v1.EngagementReader/GetCounts"
 READ = reader_pb2.GetCountsRequest(entity="star", metrics=["METRIC_FOLLOWERS"])
 EDGES = reader_pb2.CheckEdgesRequest(actor="ann", kind="KIND_FOLLOW", subjects=["star"])
 PING, GOAWAY = 6, 7
+CALLS_AT_ONCE = 90
 
 
 class Raw:
@@ -191,6 +203,99 @@ def test_overload_is_measured_where_calls_wait() -> None:
             await blocking
             await until(lambda: query.service.admission.shedding.level == 0)
             assert len((await query.stub.BatchGetCounts(bulk, timeout=20)).counts) == 1_000
+
+    run(scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one listener")
+@pytest.mark.parametrize("listeners", [1, 64])
+def test_what_one_connection_brings_at_once_does_not_come_first(listeners: int) -> None:
+    """A connection begins `CALLS_AT_ONCE` calls; some others then have one each. With one listener those come last. With many, most of them
+    have their turn at once: not those that by chance share the listener."""
+
+    async def scenario() -> None:
+        async with served(listeners_max=listeners, connections_max=64 * LISTENER_CONNECTIONS_MIN) as query:
+            began: list[str] = []
+            arrive = query.service.admission.arrive
+
+            def arriving() -> None:
+                began.append("a call")
+                arrive()
+
+            query.service.admission.arrive = arriving  # type: ignore[method-assign]
+            channels = [grpc.insecure_channel(query.address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(9)]
+
+            def call(channel: grpc.Channel) -> int:
+                reader_pb2_grpc.EngagementReaderStub(channel).GetCounts(READ, timeout=20)
+                return len(began)
+
+            with ThreadPoolExecutor(len(channels)) as pool:
+                loop = asyncio.get_running_loop()
+                await asyncio.gather(*(loop.run_in_executor(pool, call, channel) for channel in channels))  # connects
+                with raw(query) as caller:
+                    caller.send(GREETING)
+                    await until(lambda: bool(caller.received))
+                    began.clear()
+                    half = [call_headers(PATH, 2 * n + 1) + call_data(b"half", 2 * n + 1, claimed_bytes=100) for n in range(CALLS_AT_ONCE)]
+                    caller.send(b"".join(half))
+                    time.sleep(0.3)  # noqa: ASYNC251 - they are here; the process has had no time
+                    futures = [loop.run_in_executor(pool, call, channel) for channel in channels]
+                    time.sleep(0.3)  # noqa: ASYNC251 - and so are the others
+                    calls_until_answered = sorted(await asyncio.gather(*futures))
+            for channel in channels:
+                channel.close()
+            if listeners == 1:
+                assert calls_until_answered[0] > CALLS_AT_ONCE
+            else:
+                assert median(calls_until_answered) < CALLS_AT_ONCE / 2
+
+    run(scenario)
+
+
+def test_listeners_share_the_connections() -> None:
+    """Each must be allowed enough of them; together they take no more than `connections_max`."""
+    assert listener_count(None) == 1
+    for connections, wanted, expected in ((10_000, 32, 32), (10_000, 1, 1), (5, 32, 1), (1_024, 32, 4)):
+        limits = QuerySettings(connections_max=connections, listeners_max=wanted)
+        count = listener_count(limits)
+        assert count == (expected if sys.platform == "linux" else 1)
+        options = dict(listener_options(1_000, limits, True, count))
+        assert connections - count < count * options["grpc.max_allowed_incoming_connections"] <= connections
+
+
+@pytest.mark.slow
+def test_the_probe_asks_where_calls_wait() -> None:
+    """The listener that took the most calls; the probe's own are none of them."""
+
+    async def scenario() -> None:
+        listeners = [transport.Listener(grpc.aio.server(), []) for _ in range(3)]
+        for listener in listeners:
+            listener.listen_for_probe()
+            await listener.server.start()
+        asked: list[int] = []
+        for number, listener in enumerate(listeners):
+            service = listener.service
+
+            def asking(details: Any, number: int = number, service: Any = service) -> Any:
+                asked.append(number)
+                return service(details)
+
+            listener.service = asking  # type: ignore[method-assign]
+        waits: list[float] = []
+        probe = transport.Probe(waits.append, lambda now_s: None)
+        listeners[2].calls = 2
+        listeners[1].calls = 1
+        probe.start(listeners)
+        await until(lambda: len(waits) == 1)
+        assert asked == [2]
+        assert [listener.calls for listener in listeners] == [0, 0, 0]
+        listeners[1].calls = 1
+        await until(lambda: len(waits) == 2)
+        assert asked == [2, 1]
+        assert max(waits) < PROBE_S_MAX
+        await probe.stop()
+        for listener in listeners:
+            await listener.server.stop(0)
 
     run(scenario)
 
@@ -372,8 +477,9 @@ def test_the_probe_gives_up_a_call_in_time() -> None:
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
-            probe._address = f"127.0.0.1:{silent.getsockname()[1]}"
-            probe.start()
+            listener = transport.Listener(grpc.aio.server(), [])
+            listener.probed_at = f"127.0.0.1:{silent.getsockname()[1]}"
+            probe.start([listener])
             await until(lambda: bool(waits), PROBE_S_MAX * 4)
             assert waits == [math.inf]
             await probe.stop()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it brings a library that only a process with metrics loads
 EXIT_FAILED = 1
 """Exit code where a restart may help."""
 
-NOT_IN_NATIVE = ("calls_pending_", "connection_", "connections_", "handshake_", "ping_interval_", "receive_", "tls_")
+NOT_IN_NATIVE = ("calls_pending_", "connection_", "connections_", "handshake_", "listeners", "ping_interval_", "receive_", "tls_")
 """How the names of settings begin that only grpcio can do."""
 
 

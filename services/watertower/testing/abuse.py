@@ -73,7 +73,7 @@ def abusing(target: str, path: str, message: bytes, abuses: Sequence[str], cores
     ones. `idle=N` holds N connections; `cores` are those the process may use, if not all. What was done is in the dictionary afterwards."""
     done: dict[str, int] = {}
     command = [sys.executable, "-m", "watertower.testing.abuse", target, path, message.hex(), *abuses]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             if cores:
                 os.sched_setaffinity(process.pid, cores)
