@@ -55,7 +55,7 @@ NOT_RUN = {
     "make bench": "takes minutes; its figures are not asserted",
     "python -m benchmarks.cluster figures\npython -m benchmarks.cassandra_counters": "take minutes; their figures are not asserted",
     "python -m benchmarks.cassandra_cold": "starts a node; its figures are not asserted",
-    "python -m benchmarks.abuse": "takes minutes; its figures are not asserted",
+    "python -m benchmarks.abuse --no-autogroup": "takes minutes; its figures are not asserted",
     "python -m benchmarks.tower": "takes minutes; its figures are not asserted",
     "python -m benchmarks.gets": "needs Go; its figures are not asserted",
     "make simulate": "takes most of an hour; tests/simulation runs a slice",
