@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -215,39 +216,42 @@ def test_what_one_connection_brings_at_once_does_not_come_first(listeners: int) 
 
     async def scenario() -> None:
         async with served(listeners_max=listeners, connections_max=64 * LISTENER_CONNECTIONS_MIN) as query:
-            began: list[str] = []
-            arrive = query.service.admission.arrive
+            admission = query.service.admission
+            arrive, enter = admission.arrive, admission.enter
+            arrived: list[None] = []
+            before: list[int] = []  # calls that had arrived when a whole request was there
 
             def arriving() -> None:
-                began.append("a call")
+                arrived.append(None)
                 arrive()
 
-            query.service.admission.arrive = arriving  # type: ignore[method-assign]
+            def entering(method: str, request_bytes: int, left_s: float) -> bool:
+                before.append(len(arrived))
+                return enter(method, request_bytes, left_s)
+
+            admission.arrive, admission.enter = arriving, entering  # type: ignore[method-assign]
             channels = [grpc.insecure_channel(query.address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(9)]
-
-            def call(channel: grpc.Channel) -> int:
-                reader_pb2_grpc.EngagementReaderStub(channel).GetCounts(READ, timeout=20)
-                return len(began)
-
-            with ThreadPoolExecutor(len(channels)) as pool:
+            stubs = [reader_pb2_grpc.EngagementReaderStub(channel) for channel in channels]
+            with ThreadPoolExecutor(len(stubs)) as pool, raw(query) as caller:
                 loop = asyncio.get_running_loop()
-                await asyncio.gather(*(loop.run_in_executor(pool, call, channel) for channel in channels))  # connects
-                with raw(query) as caller:
-                    caller.send(GREETING)
-                    await until(lambda: bool(caller.received))
-                    began.clear()
-                    half = [call_headers(PATH, 2 * n + 1) + call_data(b"half", 2 * n + 1, claimed_bytes=100) for n in range(CALLS_AT_ONCE)]
-                    caller.send(b"".join(half))
-                    time.sleep(0.3)  # noqa: ASYNC251 - they are here; the process has had no time
-                    futures = [loop.run_in_executor(pool, call, channel) for channel in channels]
-                    time.sleep(0.3)  # noqa: ASYNC251 - and so are the others
-                    calls_until_answered = sorted(await asyncio.gather(*futures))
+                await asyncio.gather(*(loop.run_in_executor(pool, partial(stub.GetCounts, READ, timeout=20)) for stub in stubs))  # connects
+                caller.send(GREETING)
+                await until(lambda: bool(caller.received))
+                arrived.clear()
+                before.clear()
+                streams = range(1, 2 * CALLS_AT_ONCE, 2)
+                caller.send(b"".join(call_headers(PATH, stream) + call_data(b"half", stream, claimed_bytes=100) for stream in streams))
+                time.sleep(0.3)  # noqa: ASYNC251 - they are here; the process has had no time
+                calls = [loop.run_in_executor(pool, partial(stub.GetCounts, READ, timeout=20)) for stub in stubs]
+                time.sleep(0.5)  # noqa: ASYNC251 - and so are the others
+                await asyncio.gather(*calls)
             for channel in channels:
                 channel.close()
+            assert len(before) == len(stubs)
             if listeners == 1:
-                assert calls_until_answered[0] > CALLS_AT_ONCE
+                assert min(before) > CALLS_AT_ONCE
             else:
-                assert median(calls_until_answered) < CALLS_AT_ONCE / 2
+                assert median(before) < CALLS_AT_ONCE / 2
 
     run(scenario)
 
