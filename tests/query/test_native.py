@@ -236,7 +236,7 @@ def test_a_call_that_a_stop_ends_hears_when_to_come_back() -> None:
             s.store.open.clear()
             held = asyncio.ensure_future(refusal(s.stub.GetCounts(request)))
             await until(lambda: s.store.concurrent == 1)
-            stop = asyncio.create_task(s.server.stop(grace_s=1.0))
+            stop = asyncio.create_task(s.server.stop(grace_s=3.0))
             await until(lambda: s.server._refusing)  # type: ignore[attr-defined] # of NativeRpcServer
             for refused in (await refusal(s.stub.GetCounts(request)), await held):
                 assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
