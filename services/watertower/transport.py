@@ -63,7 +63,7 @@ def listener_options(message_bytes_max: int, limits: ServerSettings | None, shar
     ]
     if limits is not None:
         options += [
-            ("grpc.max_allowed_incoming_connections", _connections_max(limits.connections_max) // listeners),
+            ("grpc.max_allowed_incoming_connections", max(1, _connections_max(limits.connections_max) // listeners)),
             ("grpc.max_concurrent_streams", limits.streams_max),
             ("grpc.max_metadata_size", limits.metadata_bytes_max),
             ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),

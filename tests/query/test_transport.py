@@ -463,10 +463,11 @@ def test_connections_leave_files_for_other_things(monkeypatch: pytest.MonkeyPatc
         ((1_024, 100_000), 5_000, (5_000 + FILES_KEPT, 100_000)),
         ((1_024, 4_096), 4_096 - FILES_KEPT, (4_096, 4_096)),
         ((100_000, 100_000), 5_000, None),
+        ((FILES_KEPT + 10, FILES_KEPT + 10), 1, (FILES_KEPT + 10, FILES_KEPT + 10)),
     ):
         raised.clear()
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
-        options = dict(listener_options(1_000, QuerySettings(connections_max=5_000), False))
+        options = dict(listener_options(1_000, QuerySettings(connections_max=5_000), False, listeners=19 if connections == 1 else 1))
         assert options["grpc.max_allowed_incoming_connections"] == connections
         assert raised == ([] if wanted is None else [wanted])
 
