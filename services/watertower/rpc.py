@@ -148,16 +148,16 @@ class _Refusals:
 
     async def refuse(self, ending: "_Ending", error: Exception, context: "grpc.aio.ServicerContext[Any, Any]") -> Never:
         if isinstance(error, grpc.aio.AbortError):
-            ending.code = grpc.StatusCode.UNKNOWN.name
+            ending.end(grpc.StatusCode.UNKNOWN)
             raise error
         if isinstance(error, BackendUnavailable | BackendRefused):
             # The one passes by itself, the other when an operator has seen to it; for the caller both are the same.
             self._log.warning("call_backend_failed", method=ending.name, error=str(error), passes=isinstance(error, BackendUnavailable))
             error = CallRefused(self._unavailable, retry_after_s=self.retry_after_s)
         if isinstance(error, CallRefused):
-            ending.code, ending.reason = error.reason.status.name, error.reason.name
+            ending.end(_CODES[error.reason.status.value], error.reason.name)
             await _abort(context, self._spread(error))
-        ending.code = grpc.StatusCode.INTERNAL.name
+        ending.end(grpc.StatusCode.INTERNAL)
         self._log.error("call_failed", method=ending.name, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
@@ -170,22 +170,29 @@ class _Refusals:
 
 
 class _Ending:
-    """Around a call: counts how it ended. Where nobody says so, its caller was gone or its deadline passed."""
+    """Around a call: counts how it ended, once, before its caller hears of it. Where nobody says so, the caller was gone or its deadline
+    passed."""
 
-    __slots__ = ("_began_s", "_counters", "_loop", "code", "name", "reason")
+    __slots__ = ("_began_s", "_counted", "_counters", "_loop", "name")
 
     def __init__(self, name: str, counters: CallCounters) -> None:
         """`name` as in `service/method`."""
         self.name, self._counters = name, counters
-        self.code, self.reason = grpc.StatusCode.CANCELLED.name, ""
+        self._counted = False
 
     def __enter__(self) -> "_Ending":
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
         return self
 
+    def end(self, status: grpc.StatusCode, reason: str = "") -> None:
+        """It ends with `status`; `reason` where it is refused."""
+        self._counted = True
+        self._counters.end(self.name.rpartition("/")[2], status.name, self._loop.time() - self._began_s, reason)
+
     def __exit__(self, *_: object) -> None:
-        self._counters.end(self.name.rpartition("/")[2], self.code, self._loop.time() - self._began_s, self.reason)
+        if not self._counted:
+            self.end(grpc.StatusCode.CANCELLED)
 
 
 def _behaviour(
@@ -205,7 +212,7 @@ def _behaviour(
                 data = response if isinstance(response, bytes) else response.SerializeToString()
             except Exception as error:
                 await refusals.refuse(ending, error, context)
-            ending.code = "OK"
+            ending.end(grpc.StatusCode.OK)
             return data
 
     return behaviour
@@ -235,7 +242,7 @@ def _stream(
                 await refusals.refuse(ending, CallRefused(Reason.STOPPING, retry_after_s=refusals.retry_after_s), context)
             except Exception as error:
                 await refusals.refuse(ending, error, context)
-            ending.code = "OK"
+            ending.end(grpc.StatusCode.OK)
 
     return behaviour
 

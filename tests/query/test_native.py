@@ -1,6 +1,7 @@
 """What is particular to the native server: its limits, the answers given at once, and the starts that it refuses."""
 
 import asyncio
+import contextlib
 import sys
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_calls_that_are_over_before_they_begin_leave_nothing_behind() -> None:
             s.store.open.clear()
 
             def attack() -> None:
-                with Connection(s.port) as connection:
+                with Connection(s.port) as connection, contextlib.suppress(ConnectionError):  # after some resets the front has had enough
                     body = message(pb.GetCountsRequest(entity="late", metrics=[FOLLOWERS]).SerializeToString())
                     for stream in range(1, 200, 2):
                         head = frame(HEADERS, END_HEADERS, stream, headers(GET_COUNTS))
