@@ -19,6 +19,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
@@ -38,6 +39,7 @@ from watertower.debut.surge import seed_profiles
 from watertower.debut.visible import StarReader, until_visible
 from watertower.ports import FeedMessage
 from watertower.query.cache import CountsCache, Load
+from watertower.testing.service import free_port
 from watertower.v1 import common_pb2, reader_pb2, reader_pb2_grpc, writer_pb2_grpc
 
 ENTITIES = 10_000
@@ -99,8 +101,17 @@ class Writes:
         return token
 
 
-def surge(service: Service, pairs: int, seconds: float, reads_per_s: float) -> dict[str, Any]:
-    """Pairs of an idle phase and one with a surge; the surge is applied before the next pair begins."""
+def from_memory(metrics_port: int) -> tuple[float, float]:
+    """Entities that the query process gave from memory, and those that it read from the store first, so far."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("watertower_query_read_"))
+    return float(found["watertower_query_read_hits_total"]), float(found["watertower_query_read_misses_total"])
+
+
+def surge(service: Service, metrics_port: int, pairs: int, seconds: float, reads_per_s: float, profiles: int) -> dict[str, Any]:
+    """Pairs of an idle phase and one with a surge; the surge is applied before the next pair begins. Of `profiles` profiles: the more, the
+    rarer each is read, and those that nobody read for a minute are no longer in memory. How many those were is in the result."""
     clock = SystemClock()
     until = seed_profiles(service.write, PROFILES, clock.now_us() - 86_400_000_000)
     with closing(StarReader(service.read)) as star:
@@ -112,17 +123,22 @@ def surge(service: Service, pairs: int, seconds: float, reads_per_s: float) -> d
                 reader.BatchGetCounts(reader_pb2.BatchGetCountsRequest(entities=some, metrics=[common_pb2.METRIC_FOLLOWERS]), timeout=60)
         pin([os.getpid(), *family(service.pids["ingest"]), *family(service.pids["projector"])], {0})
         os.sched_setaffinity(0, {1})  # the readers inherit it
-        readers = Readers(service.read, reads_per_s, 1, Live())
+        readers = Readers(service.read, reads_per_s, 1, Live(), profiles)
         os.sched_setaffinity(0, {0})
         pin(family(service.pids["query"]), {1})
         writes = Writes(service.write)
         time.sleep(2)
+        misses = {"idle": 0.0, "surge": 0.0}
         for pair in range(pairs):
+            before = from_memory(metrics_port)[1]
             readers.phase(f"idle {pair}")
             time.sleep(seconds)
+            between = from_memory(metrics_port)[1]
             readers.phase(f"surge {pair}")
             token = writes.run(seconds)
             readers.phase("drain")
+            misses["idle"] += between - before
+            misses["surge"] += from_memory(metrics_port)[1] - between
             until_visible(star.look, decode_position(token), clock)
         phases = readers.result()
         os.sched_setaffinity(0, {0, 1})
@@ -133,7 +149,9 @@ def surge(service: Service, pairs: int, seconds: float, reads_per_s: float) -> d
         "surge_p99_ms": spread([phases[f"surge {pair}"]["p99_ms"] for pair in range(pairs)]),
         "idle_p50_ms": spread([phases[f"idle {pair}"]["p50_ms"] for pair in range(pairs)]),
         "surge_p50_ms": spread([phases[f"surge {pair}"]["p50_ms"] for pair in range(pairs)]),
+        "star_p99_ratio": spread([phases[f"surge {pair}"]["star_p99_ms"] / phases[f"idle {pair}"]["star_p99_ms"] for pair in range(pairs)]),
         "surge_events_per_s": writes.events_per_s,
+        "reads_of_the_store": misses,
         "reads": sum(phase["reads"] for phase in phases.values()),
         "errors": sum(phase["errors"] for phase in phases.values()),
     }
@@ -335,11 +353,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="of one phase")
     parser.add_argument("--reads-per-s", type=float, default=200.0)
+    parser.add_argument("--profiles", type=int, default=200, help="that the readers of a surge ask for, besides the star")
     parser.add_argument("--no-autogroup", action="store_true", help="Linux shares cores between threads, not sessions, meanwhile; for root")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    metrics_port = free_port()
     benchmarks: dict[str, Callable[[], dict[str, Any]]] = {
-        "surge": lambda: on_service(lambda s, _: surge(s, options.pairs, options.seconds, options.reads_per_s)),
+        "surge": lambda: on_service(
+            lambda s, _: surge(s, metrics_port, options.pairs, options.seconds, options.reads_per_s, options.profiles),
+            {"query_metrics_port": str(metrics_port)},
+        ),
         "batch": lambda: on_service(lambda s, _: batch(s, options.pairs, options.seconds)),
         "cold": lambda: on_service(lambda s, _: cold(s, 100_000)),
         "feed": lambda: feed(100_000),

@@ -76,9 +76,10 @@ class Service:
 class Readers:
     """readers.py as a child process."""
 
-    def __init__(self, target: str, reads_per_s: float, seed: int, live: Live) -> None:
+    def __init__(self, target: str, reads_per_s: float, seed: int, live: Live, profiles: int = PROFILES) -> None:
+        """Reads of the star and of the first `profiles` profiles."""
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "watertower.debut.readers", target, str(reads_per_s), str(PROFILES), str(seed)],
+            [sys.executable, "-m", "watertower.debut.readers", target, str(reads_per_s), str(profiles), str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
