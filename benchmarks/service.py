@@ -166,7 +166,7 @@ AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @contextmanager
-def without_autogroup(wanted: bool = True) -> Iterator[None]:
+def without_autogroup(wanted: bool) -> Iterator[None]:
     """Until the block ends, Linux gives cores to threads, not to sessions ("autogroup", sched(7)). With it, callers on the server's core
     wait 40 ms and more for that core, whatever the server does. Needs root."""
     before = AUTOGROUP.read_text() if wanted and AUTOGROUP.exists() else "0"

@@ -24,9 +24,9 @@ GC_THRESHOLDS = (100_000, 50, 50)
 A flush or a call is tens of thousands of tuples that live for milliseconds and hold no cycle; at the default a fifth of the projector's
 time went into walking them."""
 
-GC_THRESHOLDS_QUERY = (5_000, 20, 100)
-"""The same where reads are answered: a call of grpc.aio leaves cycles behind, and to look for them among 100,000 objects stopped every
-read for 77 ms."""
+GC_THRESHOLDS_SERVING = (5_000, 50, 1_000)
+"""The same where calls are answered: one of grpc.aio leaves cycles behind, and to look for them among 100,000 objects stopped every
+read for 77 ms. All objects, the cache with them, are looked at as rarely as above."""
 
 NOTIFY_VARIABLE = "WATERTOWER_NOTIFY_FD"
 

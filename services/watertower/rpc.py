@@ -21,9 +21,9 @@ from structlog.typing import FilteringBoundLogger
 from watertower.admission import Admission
 from watertower.config import ServerSettings
 from watertower.counters import CallCounters
-from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
+from watertower.errors import BackendRefused, BackendUnavailable, CallRefused, Reason, Violation
 from watertower.health import ALIVE
-from watertower.shared_port import held_port
+from watertower.shared_port import address_taken, held_port
 from watertower.transport import Listener, Probe, address, listener_count, listener_options, receive
 
 ERROR_DOMAIN = "watertower.v1"
@@ -379,7 +379,7 @@ class RpcServer:
         self._count = listener_count(limits)
         self._options = listener_options(message_bytes_max, limits, shared_port or self._count > 1, self._count)
         self._shared_port = shared_port
-        self._probe = None if admission is None else Probe(admission.shedding.observe, admission.receiving.end_late)
+        self._probe = None if admission is None else Probe(admission.shedding.observe, admission.receiving.end_late, admission.uniform)
         self._health = _Health()
         self._listeners: list[Listener] = []
         self._held = ExitStack()  # the port
@@ -397,15 +397,15 @@ class RpcServer:
                 try:
                     port = listener.server.add_insecure_port(address(self._host, port))
                 except RuntimeError as error:
-                    raise self._address_taken() from error
+                    raise address_taken(self._address()) from error
                 listeners.append(listener)
             await self._say(HealthCheckResponse.NOT_SERVING)
+            self._listeners = listeners  # for `stop`, should one of them not start
             for listener in listeners:
                 await listener.server.start()
             self._held = held.pop_all()
         if self._probe is not None:
             self._probe.start(listeners)
-        self._listeners = listeners
         return port
 
     def _listener(self) -> Listener:
@@ -436,12 +436,6 @@ class RpcServer:
 
     def _address(self) -> str:
         return address(self._host, self._port)
-
-    def _address_taken(self) -> AddressTaken:
-        return AddressTaken(
-            f"cannot listen on {self._address()}: the port is taken, or the address is not one of this machine; "
-            "stop what holds the port, or take another"
-        )
 
     async def _say(self, status: int) -> None:
         for service in ("", *self._services):

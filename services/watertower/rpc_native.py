@@ -27,6 +27,7 @@ from watertower.admission import Admission
 from watertower.config import ServerSettings
 from watertower.errors import CallRefused, Reason
 from watertower.rpc import RpcServer, status_of
+from watertower.shared_port import address_taken
 
 BATCH_CALLS_MAX = 256
 """Calls that the event loop takes in one go; whatever else it has to do gets its turn in between."""
@@ -129,7 +130,7 @@ class NativeRpcServer(RpcServer):
         methods are looked up."""
         super().__init__(host, port, handlers, services, message_bytes_max, limits, admission, shared_port)
         self._message_bytes_max = message_bytes_max
-        self._limits, self._admission, self._shared_port = limits, admission, shared_port
+        self._limits, self._admission = limits, admission
         self._retry_after_s = (limits or ServerSettings.model_construct()).retry_after_ms / 1e3
         self._answers_now = answers_now or {}
         self._log = structlog.get_logger("watertower.rpc")
@@ -153,7 +154,7 @@ class NativeRpcServer(RpcServer):
                 **_connection_limits(self._limits),
             )
         except OSError as error:
-            raise self._address_taken() from error
+            raise address_taken(self._address()) from error
         self._front = front
         self._methods = self._served()
         front.add_methods([(method.path, method.handler.response_streaming) for method in self._methods])

@@ -6,8 +6,10 @@ import os
 import resource
 import secrets
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from itertools import accumulate
 from typing import Any
 
 import grpc
@@ -37,7 +39,10 @@ PING_STRIKES_MAX = 2
 """Pings that come too early and are forgiven."""
 
 FILES_KEPT = 256
-"""Open files that the process keeps for other things than connections."""
+"""Open files that the process keeps for other things than connections and listeners."""
+
+LISTENER_FILES = 4
+"""Open files of a listener: its port, where it is probed, and both ends of the probe's connection."""
 
 
 def address(host: str, port: int) -> str:
@@ -50,20 +55,20 @@ def listener_count(limits: ServerSettings | None) -> int:
     """How many listeners share the port of a process. Only Linux spreads connections over them."""
     if limits is None or sys.platform != "linux":
         return 1
-    return max(1, min(limits.listeners_max, limits.connections_max // LISTENER_CONNECTIONS_MIN))
+    return max(1, min(limits.listeners_max, _connections_max(limits) // LISTENER_CONNECTIONS_MIN))
 
 
 def listener_options(message_bytes_max: int, limits: ServerSettings | None, shared_port: bool, listeners: int = 1) -> list[tuple[str, int]]:
     """gRPC's channel arguments (grpc/impl/channel_arg_names.h says what each means, and its unit) for one of so many listeners of a
     process. Without `limits`, gRPC's defaults."""
     options = [
-        # Off, or a second process would take half of the calls of the first instead of being refused.
+        # Only where somebody holds the port (shared_port.py), or a second service would take half of the calls instead of being refused.
         ("grpc.so_reuseport", int(shared_port)),
         ("grpc.max_receive_message_length", message_bytes_max),
     ]
     if limits is not None:
         options += [
-            ("grpc.max_allowed_incoming_connections", max(1, _connections_max(limits.connections_max) // listeners)),
+            ("grpc.max_allowed_incoming_connections", _connections_max(limits) // listeners),
             ("grpc.max_concurrent_streams", limits.streams_max),
             ("grpc.max_metadata_size", limits.metadata_bytes_max),
             ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),
@@ -85,13 +90,15 @@ def listener_options(message_bytes_max: int, limits: ServerSettings | None, shar
     return options
 
 
-def _connections_max(wanted: int) -> int:
-    """So many connections, or as many as the process may have files open: a server that runs out of them cannot take any."""
+def _connections_max(limits: ServerSettings) -> int:
+    """As many as are wanted, or as the process may have files open: a server that runs out of them cannot take any."""
+    kept = FILES_KEPT + LISTENER_FILES * limits.listeners_max
+    wanted = limits.connections_max + kept
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted + FILES_KEPT:
-        soft = wanted + FILES_KEPT if hard == resource.RLIM_INFINITY else min(hard, wanted + FILES_KEPT)
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(wanted, soft - FILES_KEPT))
+    return max(1, min(limits.connections_max, soft - kept))
 
 
 class Receiving:
@@ -173,13 +180,15 @@ class Probe:
 
     The wait is nowhere else to be seen: grpc.aio takes one call of each listener a turn of the event loop, and what it has not taken waits
     inside gRPC. With 512 callers and calls that waited 430 ms, the event loop was 0.5 ms late. So a call goes through the same queue, at
-    an address of its own that no other process can be connected to in its place. It is the queue of the listener that has taken the most
-    calls since the last time: there they wait, be it all of them because there is too much to do, or those of one connection.
+    an address of its own that no other process can be connected to in its place. It is the queue of a call drawn from those that were taken
+    since the last time, so what is measured is what calls wait. A queue that one connection has filled is measured now and then among the
+    short ones of the others, and sheds nothing as long as those are most (the least of the last waits counts, admission.py).
     """
 
-    def __init__(self, observe: Callable[[float], None], each: Callable[[float], None]) -> None:
-        """`observe` is told each wait, seconds; `each` is called between two measurements, with the event loop's time."""
-        self._observe, self._each = observe, each
+    def __init__(self, observe: Callable[[float], None], each: Callable[[float], None], uniform: Callable[[], float]) -> None:
+        """`observe` is told each wait, seconds; `each` is called between two measurements, with the event loop's time; `uniform` gives
+        numbers in [0, 1)."""
+        self._observe, self._each, self._uniform = observe, each, uniform
         self._task: asyncio.Task[None] | None = None
 
     def start(self, listeners: Sequence[Listener]) -> None:
@@ -197,12 +206,10 @@ class Probe:
         async with AsyncExitStack() as channels:
             ways: dict[str, Any] = {}
             while True:
-                busiest = max(listeners, key=lambda listener: listener.calls)
-                for listener in listeners:
-                    listener.calls = 0
-                if (way := ways.get(busiest.probed_at)) is None:
-                    channel = await channels.enter_async_context(grpc.aio.insecure_channel(busiest.probed_at))
-                    way = ways[busiest.probed_at] = channel.unary_unary(PROBED)
+                asked_at = self._of_a_call(listeners).probed_at
+                if (way := ways.get(asked_at)) is None:
+                    channel = await channels.enter_async_context(grpc.aio.insecure_channel(asked_at))
+                    way = ways[asked_at] = channel.unary_unary(PROBED)
                 sent_s = loop.time()
                 call = asyncio.ensure_future(self._taken(way))
                 try:
@@ -213,6 +220,13 @@ class Probe:
                     call.cancel()
                 self._observe(loop.time() - sent_s if call.result() else math.inf)
                 await asyncio.sleep(PROBE_INTERVAL_S)
+
+    def _of_a_call(self, listeners: Sequence[Listener]) -> Listener:
+        """The listener of one of the calls that were taken since the last time; without any, of whatever comes."""
+        upto = list(accumulate(listener.calls for listener in listeners))
+        for listener in listeners:
+            listener.calls = 0
+        return listeners[min(bisect_right(upto, self._uniform() * upto[-1]), len(listeners) - 1)]
 
     @staticmethod
     async def _taken(nothing: Any) -> bool:

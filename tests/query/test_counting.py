@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from typing import Any
+from typing import Any, Never
 
 import grpc
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from tests.query.fakes import FakeStore, unavailable
 from tests.query.serving import refusal, served, until
 from tests.query.test_service import FOLLOWERS, filled
+from watertower import rpc
 from watertower.metrics import query_samples
 from watertower.v1 import reader_pb2 as pb
 
@@ -44,6 +45,25 @@ def test_hits_misses_and_how_calls_end() -> None:
             assert seen["cached_entities",] == 2
             assert seen["cached_bytes",] > 0
             await until(lambda: samples(s)["calls_under_way",] == 0)
+
+    asyncio.run(run())
+
+
+def test_a_refusal_is_counted_before_its_caller_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks after an answer finds it counted."""
+
+    async def run() -> None:
+        async with served(filled()) as s:
+            counted: list[int] = []
+            abort = rpc._abort
+
+            async def looking(*arguments: Any) -> Never:
+                counted.append(s.service.calls.ended["GetCounts", "INVALID_ARGUMENT"])
+                await abort(*arguments)
+
+            monkeypatch.setattr(rpc, "_abort", looking)
+            await refusal(s.stub.GetCounts(pb.GetCountsRequest(metrics=[FOLLOWERS])))
+            assert counted == [1]
 
     asyncio.run(run())
 

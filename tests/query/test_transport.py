@@ -27,6 +27,7 @@ from watertower.testing.abuse import GREETING, call_data, call_headers, frame
 from watertower.transport import (
     FILES_KEPT,
     LISTENER_CONNECTIONS_MIN,
+    LISTENER_FILES,
     PING_STRIKES_MAX,
     PROBE_S_MAX,
     address,
@@ -256,8 +257,9 @@ def test_what_one_connection_brings_at_once_does_not_come_first(listeners: int) 
     run(scenario)
 
 
-def test_listeners_share_the_connections() -> None:
+def test_listeners_share_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each must be allowed enough of them; together they take no more than `connections_max`."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100_000, 100_000))
     assert listener_count(None) == 1
     for connections, wanted, expected in ((10_000, 32, 32), (10_000, 1, 1), (5, 32, 1), (1_024, 32, 4)):
         limits = QuerySettings(connections_max=connections, listeners_max=wanted)
@@ -269,7 +271,7 @@ def test_listeners_share_the_connections() -> None:
 
 @pytest.mark.slow
 def test_the_probe_asks_where_calls_wait() -> None:
-    """The listener that took the most calls; the probe's own are none of them."""
+    """At the listener of a call drawn from those that were taken; the probe's own are none of them."""
 
     async def scenario() -> None:
         listeners = [transport.Listener(grpc.aio.server(), []) for _ in range(3)]
@@ -286,16 +288,18 @@ def test_the_probe_asks_where_calls_wait() -> None:
 
             listener.service = asking  # type: ignore[method-assign]
         waits: list[float] = []
-        probe = transport.Probe(waits.append, lambda now_s: None)
-        listeners[2].calls = 2
-        listeners[1].calls = 1
+        drawn = [0.32, 0.34]  # of three calls, the first and the second
+        for number, listener in enumerate(listeners):
+            listener.calls = number
+        probe = transport.Probe(waits.append, lambda now_s: None, lambda: drawn.pop(0) if drawn else 0.99)
         probe.start(listeners)
         await until(lambda: len(waits) == 1)
-        assert asked == [2]
+        assert asked == [1]
         assert [listener.calls for listener in listeners] == [0, 0, 0]
-        listeners[1].calls = 1
+        listeners[1].calls, listeners[2].calls = 1, 2
         await until(lambda: len(waits) == 2)
-        assert asked == [2, 1]
+        assert asked == [1, 2]
+        await until(lambda: len(waits) == 3)  # nobody has called
         assert max(waits) < PROBE_S_MAX
         await probe.stop()
         for listener in listeners:
@@ -456,18 +460,23 @@ def test_a_client_that_pings_all_the_time_is_let_go() -> None:
 
 
 def test_connections_leave_files_for_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process may have as many files open as its connections and `FILES_KEPT` need; where it may not, it takes fewer connections."""
+    """The process may have as many files open as its connections, its listeners and `FILES_KEPT` need; where it may not, it takes fewer
+    connections, and has fewer listeners."""
     raised: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
-    for limits, connections, wanted in (
-        ((1_024, 100_000), 5_000, (5_000 + FILES_KEPT, 100_000)),
-        ((1_024, 4_096), 4_096 - FILES_KEPT, (4_096, 4_096)),
-        ((100_000, 100_000), 5_000, None),
-        ((FILES_KEPT + 10, FILES_KEPT + 10), 1, (FILES_KEPT + 10, FILES_KEPT + 10)),
+    kept = FILES_KEPT + 4 * LISTENER_FILES
+    for limits, connections, listeners, wanted in (
+        ((1_024, 100_000), 1_250, 4, (5_000 + kept, 100_000)),
+        ((1_024, 1_024), (1_024 - kept) // 2, 2, (1_024, 1_024)),
+        ((100_000, 100_000), 1_250, 4, None),
+        ((kept + 10, kept + 10), 10, 1, (kept + 10, kept + 10)),
+        ((kept - 10, kept - 10), 1, 1, (kept - 10, kept - 10)),
     ):
-        raised.clear()
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
-        options = dict(listener_options(1_000, QuerySettings(connections_max=5_000), False, listeners=19 if connections == 1 else 1))
+        settings = QuerySettings(connections_max=5_000, listeners_max=4)
+        assert listener_count(settings) == (listeners if sys.platform == "linux" else 1)
+        raised.clear()
+        options = dict(listener_options(1_000, settings, False, listeners))
         assert options["grpc.max_allowed_incoming_connections"] == connections
         assert raised == ([] if wanted is None else [wanted])
 
@@ -478,7 +487,7 @@ def test_the_probe_gives_up_a_call_in_time() -> None:
 
     async def scenario() -> None:
         waits: list[float] = []
-        probe = transport.Probe(waits.append, lambda now_s: None)
+        probe = transport.Probe(waits.append, lambda now_s: None, lambda: 0.0)
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()

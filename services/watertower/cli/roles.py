@@ -159,12 +159,12 @@ def _run(name: str, build: Any, options: dict[str, Any], stands_in: bool = True)
     from watertower import config as settings_module
     from watertower.core.backoff import full_jitter
     from watertower.errors import AddressTaken, BackendRefused, BackendUnavailable, StartRefused
-    from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, GC_THRESHOLDS, GC_THRESHOLDS_QUERY, Role
+    from watertower.role import EXIT_ADDRESS_TAKEN, EXIT_REFUSED, GC_THRESHOLDS, GC_THRESHOLDS_SERVING, Role
 
     settings = settings_module.load(options)
     logs.configure(settings.service, name)
     niceness: int = {"ingest": settings.ingest, "projector": settings.projector, "query": settings.query}[name].nice  # type: ignore[attr-defined]
-    role = Role(niceness, GC_THRESHOLDS_QUERY if name == "query" else GC_THRESHOLDS)
+    role = Role(niceness, GC_THRESHOLDS if name == "projector" else GC_THRESHOLDS_SERVING)
     health = bootstrap.health(name, settings) if stands_in else None
     attempt = 0
     code = 0

@@ -184,10 +184,11 @@ class Abusers:
         """Opens so many connections and does nothing with them. One in SILENT_EVERY does not even say what it speaks."""
         opened: list[socket.socket] = []
         for at in range(0, connections, at_once):
-            opened += await asyncio.gather(*(self._connect() for _ in range(min(at_once, connections - at))))
-        for number, connection in enumerate(opened, 1):
-            if number % SILENT_EVERY:
-                await self._send(connection, GREETING)
+            some = await asyncio.gather(*(self._connect() for _ in range(min(at_once, connections - at))))
+            opened += some
+            for number, connection in enumerate(some, at + 1):  # at once: whoever says nothing for long is closed
+                if number % SILENT_EVERY:
+                    await self._send(connection, GREETING)
         return opened
 
     # --- sockets
