@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from tests.client.fake import AWAY, Naps, refused, run, serving
-from watertower.client import Attempt, Client, ClientOptions, InvalidRequest, SyncClient, Unavailable
+from watertower.client import Attempt, Client, ClientError, ClientOptions, InvalidRequest, SyncClient, Unavailable
 from watertower.errors import Reason, Violation
 
 
@@ -64,3 +64,15 @@ def test_threads_have_it_too() -> None:
     with client, pytest.raises(Unavailable, match="nothing answers"):
         client.counts("bob")
     assert [(attempt.method, attempt.status) for attempt in told] == [("BatchGetCounts", grpc.StatusCode.UNAVAILABLE)]
+
+
+def test_a_call_that_found_nobody_says_why() -> None:
+    """The retries wait for a connection in vain; what was wrong with it is in the error all the same."""
+
+    async def test() -> None:
+        async with Client("127.0.0.1:1", "127.0.0.1:1", ClientOptions()) as client:
+            for call in (client.follow("ann", "bob", timeout_s=0.7), client.check("ann", ["bob"], timeout_s=0.7)):
+                with pytest.raises(ClientError, match=r"127\.0\.0\.1:1.*[Cc]onnection refused"):
+                    await call
+
+    run(test)

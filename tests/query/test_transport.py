@@ -38,6 +38,7 @@ from watertower.v1 import reader_pb2, reader_pb2_grpc
 
 PATH = "/watertower.v1.EngagementReader/GetCounts"
 READ = reader_pb2.GetCountsRequest(entity="star", metrics=["METRIC_FOLLOWERS"])
+BATCH = reader_pb2.BatchGetCountsRequest(entities=["star"], metrics=["METRIC_FOLLOWERS"])
 EDGES = reader_pb2.CheckEdgesRequest(actor="ann", kind="KIND_FOLLOW", subjects=["star"])
 PING, GOAWAY = 6, 7
 CALLS_AT_ONCE = 90
@@ -304,6 +305,41 @@ def test_the_probe_asks_where_calls_wait() -> None:
         await probe.stop()
         for listener in listeners:
             await listener.server.stop(0)
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_a_caller_that_keeps_to_the_streams_is_never_refused() -> None:
+    """90 calls at once on one connection where it may have 100, all answered in the same breath, again and again."""
+
+    async def scenario() -> None:
+        answering: list[asyncio.Future[None]] = []
+
+        async with served() as query, asyncio.timeout(60):
+            look = query.service._look
+
+            async def together(*arguments: Any) -> Any:
+                answering.append(asyncio.get_running_loop().create_future())
+                if len(answering) == CALLS_AT_ONCE:
+                    for waiting in answering:
+                        waiting.set_result(None)
+                    answering.clear()
+                else:
+                    await answering[-1]
+                return await look(*arguments)
+
+            query.service._look = together  # type: ignore[method-assign]
+            with grpc.insecure_channel(f"127.0.0.1:{query.port}", options=[("grpc.enable_retries", 0)]) as channel:
+                stub = reader_pb2_grpc.EngagementReaderStub(channel)
+
+                def caller() -> None:
+                    for _ in range(150):
+                        stub.BatchGetCounts(BATCH, timeout=20)
+
+                with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
+                    loop = asyncio.get_running_loop()
+                    await asyncio.gather(*(loop.run_in_executor(pool, caller) for _ in range(CALLS_AT_ONCE)))
 
     run(scenario)
 

@@ -53,6 +53,7 @@ class Peer:
         self._budget = RetryBudget(options.retry_percent_max, options.retry_reserve_max, clock)
         self._throttle = Throttle(clock, rng)
         self._on_attempt = on_attempt
+        self._unreached = ""  # what was said when there was no connection, until there is one
         self._calls = 0  # of single callers, that have no answer yet
 
     @property
@@ -99,6 +100,10 @@ class Peer:
             answer = await method(request, timeout=timeout_s, wait_for_ready=number > 0)
         except grpc.RpcError as error:
             refusal = refusal_of(error)
+            if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED and self._unreached:
+                refusal = refusal._replace(said=self._unreached)  # a retry that waited for a connection in vain says only that
+            else:
+                self._unreached = refusal.said if refusal.status is grpc.StatusCode.UNAVAILABLE and not refusal.reason else ""
             # What nobody answered (nothing there, out of time) says nothing about what the server would take.
             if refusal.shed or refusal.status not in _UNANSWERED:
                 self._throttle.answered(items, refusal.shed)
@@ -108,6 +113,7 @@ class Peer:
             if self.closed and not cancelled():
                 raise closed() from None  # the channel's end is no cancellation of the caller
             raise
+        self._unreached = ""
         self._throttle.answered(items, shed=False)
         self._tell(request, number, items, started_s, _ANSWERED)
         return answer
