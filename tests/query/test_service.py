@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.deadlines import half_of_the_time_left
 from tests.query.fakes import FakeClock, FakeStore, unavailable
 from tests.query.serving import Refusal, Served, refusal, served, until
 from watertower.core.positions import decode_position
@@ -402,8 +403,9 @@ def test_reads_above_the_limit_are_shed_and_cached_ones_are_not() -> None:
     serving(test, filled(), loads_concurrent_max=1, loads_waiting_max=2, retry_after_ms=250)
 
 
-def test_a_store_that_does_not_answer_is_said_before_the_deadline() -> None:
+def test_a_store_that_does_not_answer_is_said_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in memory, and the store hangs: UNAVAILABLE with a time to come back while the caller still listens; memory goes on."""
+    half_of_the_time_left(monkeypatch)
 
     async def test(s: Served) -> None:
         hot = pb.GetCountsRequest(entity="star", metrics=[FOLLOWERS])
