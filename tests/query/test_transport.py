@@ -309,6 +309,22 @@ def test_the_probe_asks_where_calls_wait() -> None:
     run(scenario)
 
 
+def test_a_caller_that_does_not_keep_to_the_streams_has_no_more_of_them() -> None:
+    """Of 200 calls at once on one connection as many are taken in as `streams_max` says; the others are refused."""
+
+    async def scenario() -> None:
+        async with served(streams_max=20) as query:
+            with raw(query) as caller:
+                caller.send(GREETING)
+                await until(lambda: bool(caller.received))
+                for stream in range(1, 401, 2):
+                    caller.send(call_headers(PATH, stream) + call_data(b"half", stream, claimed_bytes=100))
+                await until(lambda: caller.received.count(b"\0\0\4\3\0") >= 180)  # RST_STREAM, at most a few of them by chance
+                await until(lambda: query.service.admission.calls == 20)
+
+    run(scenario)
+
+
 @pytest.mark.slow
 def test_a_caller_that_keeps_to_the_streams_is_never_refused() -> None:
     """90 calls at once on one connection where it may have 100, all answered in the same breath, again and again."""

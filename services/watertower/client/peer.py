@@ -101,7 +101,8 @@ class Peer:
         except grpc.RpcError as error:
             refusal = refusal_of(error)
             if refusal.status is grpc.StatusCode.DEADLINE_EXCEEDED and self._unreached:
-                refusal = refusal._replace(said=self._unreached)  # a retry that waited for a connection in vain says only that
+                # A retry waits for a connection, and where that was in vain says only that its time was over.
+                refusal = refusal._replace(said=f"{self._unreached}, then {refusal.said}")
             else:
                 self._unreached = refusal.said if refusal.status is grpc.StatusCode.UNAVAILABLE and not refusal.reason else ""
             # What nobody answered (nothing there, out of time) says nothing about what the server would take.
